@@ -1,0 +1,105 @@
+"""Bayesian deep learning: one model, every posterior, every number certified.
+
+Write the model once as a Pyro program, fit it by any method, and get the same posterior object back::
+
+    import bayesdl as bdl
+
+    data = bdl.data.load("diabetes")
+    posterior = bdl.fit(bdl.models.mlp(data), data.train, bdl.NUTS())
+    report = bdl.evaluate(posterior.predict(data.test.x), data.test.y)
+
+Names load what they need when they are first used, so importing the package is cheap.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from bayesdl._registry import METHODS, NAMES, TABLE, resolve
+
+if TYPE_CHECKING:
+    # What the table of _registry says, once more for type checkers and editors; a test compares the two.
+    from bayesdl import bounds as bounds
+    from bayesdl import data as data
+    from bayesdl import density as density
+    from bayesdl import errors as errors
+    from bayesdl import infinite as infinite
+    from bayesdl import models as models
+    from bayesdl import posterior as posterior
+    from bayesdl.bounds import certify as certify
+    from bayesdl.compare import compare as compare
+    from bayesdl.data import Dataset as Dataset
+    from bayesdl.density import LogDensity as LogDensity
+    from bayesdl.describe import describe as describe
+    from bayesdl.estimators import BayesianClassifier as BayesianClassifier
+    from bayesdl.estimators import BayesianRegressor as BayesianRegressor
+    from bayesdl.evaluate import evaluate as evaluate
+    from bayesdl.infer import Checkpoint as Checkpoint
+    from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
+    from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.method import Method
+    from bayesdl.infer.nuts import NUTS as NUTS
+    from bayesdl.infer.optimise import MAP as MAP
+    from bayesdl.infer.optimise import MaximumLikelihood as MaximumLikelihood
+    from bayesdl.infer.sgmcmc import SGLD as SGLD
+    from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
+    from bayesdl.infinite.methods import GP as GP
+    from bayesdl.infinite.methods import NNGP as NNGP
+    from bayesdl.models import BayesianNetwork as BayesianNetwork
+    from bayesdl.models import likelihoods as likelihoods
+    from bayesdl.models import priors as priors
+    from bayesdl.posterior import Posterior as Posterior
+    from bayesdl.posterior import Prediction as Prediction
+    from bayesdl.posterior import load as load
+    from bayesdl.posterior import prior_predictive as prior_predictive
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "fit", *sorted(TABLE)]
+
+
+def fit(model: Any, data: Any, method: Method | None = None, **options: Any) -> Posterior:
+    """Fit a model to data: ``method.fit(model, data, **options)``.
+
+    Args:
+        model: any Pyro program ``model(x, y=None)``; a ``BayesianNetwork`` is one.
+        data: a ``Dataset``, a pair ``(x, y)``, or a dict of the program's keyword arguments.
+        method: a method with its settings, such as ``NUTS(chains=4)``. Without one: ``MeanFieldVI()``, because it
+            works at every size, takes mini-batches, and its posterior can be certified on its training rows.
+        **options: ``seed``, ``prior_rows``, ``init``, ``callback``, ``checkpoint``, ``progress``, as the method's
+            ``fit`` documents them.
+
+    Returns:
+        The posterior.
+    """
+    chosen = resolve("MeanFieldVI")() if method is None else method
+    posterior: Posterior = chosen.fit(model, data, **options)
+    return posterior
+
+
+def __getattr__(name: str) -> Any:
+    if name not in TABLE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = resolve(name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Face(ModuleType):
+    """Keeps ``bdl.evaluate`` the function although there is a folder ``bayesdl/evaluate`` too.
+
+    The import system binds every submodule to an attribute of its package, which would hide the function of the same
+    name; ``from bayesdl.evaluate import metrics`` works all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and (name in NAMES or name in METHODS)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

@@ -1,0 +1,79 @@
+"""The table behind ``import bayesdl``: each public name and where it lives, resolved when it is first used.
+
+A new method needs one line in METHODS. The table holds strings only, so importing it imports nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import ChainMap
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from bayesdl.errors import MethodError
+
+METHODS: dict[str, str] = {
+    "MaximumLikelihood": "bayesdl.infer.optimise:MaximumLikelihood",
+    "MAP": "bayesdl.infer.optimise:MAP",
+    "DeepEnsemble": "bayesdl.infer.ensemble:DeepEnsemble",
+    "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
+    "SGLD": "bayesdl.infer.sgmcmc:SGLD",
+    "HMC": "bayesdl.infer.hmc:HMC",
+    "NUTS": "bayesdl.infer.nuts:NUTS",
+    "NNGP": "bayesdl.infinite.methods:NNGP",
+    "GP": "bayesdl.infinite.methods:GP",
+}
+
+NAMES: dict[str, str] = {
+    "BayesianClassifier": "bayesdl.estimators:BayesianClassifier",
+    "BayesianNetwork": "bayesdl.models:BayesianNetwork",
+    "BayesianRegressor": "bayesdl.estimators:BayesianRegressor",
+    "Checkpoint": "bayesdl.infer:Checkpoint",
+    "Dataset": "bayesdl.data:Dataset",
+    "LogDensity": "bayesdl.density:LogDensity",
+    "Posterior": "bayesdl.posterior:Posterior",
+    "Prediction": "bayesdl.posterior:Prediction",
+    "certify": "bayesdl.bounds:certify",
+    "compare": "bayesdl.compare:compare",
+    "describe": "bayesdl.describe:describe",
+    "evaluate": "bayesdl.evaluate:evaluate",
+    "load": "bayesdl.posterior:load",
+    "prior_predictive": "bayesdl.posterior:prior_predictive",
+}
+
+MODULES: dict[str, str] = {
+    "bounds": "bayesdl.bounds",
+    "data": "bayesdl.data",
+    "density": "bayesdl.density",
+    "errors": "bayesdl.errors",
+    "infinite": "bayesdl.infinite",
+    "likelihoods": "bayesdl.models.likelihoods",
+    "models": "bayesdl.models",
+    "posterior": "bayesdl.posterior",
+    "priors": "bayesdl.models.priors",
+}
+
+TABLE: Mapping[str, str] = ChainMap(METHODS, NAMES, MODULES)
+
+
+def resolve(name: str) -> Any:
+    """Import what a public name stands for."""
+    module, _, attribute = TABLE[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def method_class(name: str) -> type[Any]:
+    """The method class of a name in any case: "nuts" and "NUTS" are both ``NUTS``.
+
+    Raises:
+        MethodError: there is no such method; the message names the nearest ones.
+    """
+    by_lower = {known.lower(): known for known in METHODS}
+    if name.lower() in by_lower:
+        found: type[Any] = resolve(by_lower[name.lower()])
+        return found
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise MethodError(f"There is no method {name!r}.{hint} There are: {', '.join(sorted(by_lower))}.")

@@ -1,0 +1,499 @@
+"""The one place where a Pyro program becomes numbers: a batched, differentiable, unconstrained log density."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from bayesdl import _rng
+from bayesdl.density import graph, program, sites, terms
+from bayesdl.density.discovery import discover, prior_trace
+from bayesdl.density.program import Program
+from bayesdl.density.sites import Site
+from bayesdl.errors import BayesdlError, ModelError, NotFactorised, RandomDensity, RowCoupling, TraceMismatch
+
+Batch = Mapping[str, Any]
+Target = Literal["posterior", "joint", "likelihood"]
+Execution = Literal["auto", "replay", "handlers", "loop"]
+
+CHUNK = 256
+"""Chains or draws that the handlers evaluate at once where no gradient is taken."""
+
+
+class SlowProgramWarning(UserWarning):
+    """A program could not be recorded as a graph, so every evaluation runs Pyro's handlers (about ten times slower)."""
+
+
+@dataclass(frozen=True)
+class GaussianPart:
+    """The sites whose prior is an independent Gaussian over z, in closed form over the whole flat vector.
+
+    For a network that is every weight: one operation instead of five per parameter tensor and their backward.
+
+    Attributes:
+        names: the sites.
+        mean: ``[D]``.
+        precision: ``[D]``, 0 on the coordinates of other sites.
+        constant: log normaliser.
+    """
+
+    names: frozenset[str]
+    mean: Tensor
+    precision: Tensor
+    constant: float = field(init=False)
+
+    @classmethod
+    def of(cls, layout: tuple[Site, ...], dtype: torch.dtype, device: torch.device) -> GaussianPart:
+        """Collect the Gaussian global sites of a layout."""
+        dim = sum(site.size for site in layout)
+        mean, precision = (torch.zeros(dim, dtype=dtype, device=device) for _ in range(2))
+        names = set()
+        for site in layout:
+            if site.gaussian is not None and site.scope == "global":
+                names.add(site.name)
+                mean[site.start : site.stop] = site.gaussian[0].reshape(-1)
+                precision[site.start : site.stop] = site.gaussian[1].reshape(-1).square().reciprocal()
+        return cls(frozenset(names), mean, precision)
+
+    def __post_init__(self) -> None:
+        """Compute the normaliser now: while a graph is recorded, tensors have no values."""
+        used = self.precision[self.precision > 0].double()
+        object.__setattr__(self, "constant", float(0.5 * (used.log() - math.log(2 * math.pi)).sum()))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of the Gaussian coordinates at ``z [..., D]``."""
+        return self.constant - 0.5 * ((z - self.mean).square() * self.precision).sum(-1)
+
+    def add(self, z: Tensor, value: Tensor, gradient: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+        """Add ``power`` times the log density and its gradient to those of the rest."""
+        offset = z - self.mean
+        slope = offset * (self.precision * power)
+        return value + (power * self.constant - 0.5 * (offset * slope).sum(-1)), gradient - slope
+
+
+class LogDensity:
+    r"""A Pyro program as a log density over flat unconstrained vectors ``z [..., D]``.
+
+    With theta = T(z) the constrained latents, N rows in all and B in the batch,
+
+        log_joint(theta) = log p(global) + (N/B) sum_i [log p(y_i | theta) / T_L + log p(local_i)]
+        log_density(z)   = log_joint(theta) / T + log |det dT/dz|
+
+    T is the temperature (1 = Bayes; T targets p(theta, y)^(1/T) in the constrained space, so the Jacobian is never
+    tempered) and T_L the likelihood temperature. The factor N/B is taken from the batch's row count, here and nowhere
+    else. The program runs under Pyro's handlers once; afterwards the recorded graph is replayed. Programs that cannot
+    be recorded run the handlers, batched by ``vmap`` or, where control flow depends on values, one chain at a time.
+
+    Attributes:
+        sites: layout of the latent sites in z.
+        dim: D, the number of unconstrained coordinates.
+        n: rows N of the data plate, or None without one.
+        observed: names of the observed sites in the data plate.
+        gradients: gradient evaluations so far, one per chain and call.
+        execution: "replay", "handlers" or "loop"; settled by the first gradient.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        batch: Batch,
+        *,
+        data_plate: str = "data",
+        temperature: float = 1.0,
+        likelihood_temperature: float = 1.0,
+        execution: Execution = "auto",
+    ) -> None:
+        """Discover the program's structure.
+
+        Args:
+            model: Pyro program, called as ``model(**batch)``.
+            batch: all the data; tensors have the row dimension first.
+            data_plate: name of the plate over rows.
+            temperature: T.
+            likelihood_temperature: T_L.
+            execution: "auto" records if possible; the others force one way (for tests and benchmarks).
+
+        Raises:
+            ModelError: the program cannot be used, with the reason and what to write instead.
+            DataError: observations lie outside the support of their distribution.
+        """
+        found = discover(model, batch, data_plate)
+        self.model = model
+        self.batch: dict[str, Any] = dict(batch)
+        self.sites: tuple[Site, ...] = found.sites
+        self.observed = found.observed
+        self.n = found.rows
+        self.structure = found.structure
+        self.temperature = float(temperature)
+        self.likelihood_temperature = float(likelihood_temperature)
+        self.dim = sum(site.size for site in found.sites)
+        self.dtype, self.device = _dtype_and_device(found.example)
+        self.execution: str = execution
+        self.gradients = 0
+        self._gaussian = GaussianPart.of(self.sites, self.dtype, self.device)
+        self._graphs: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._row_names = tuple(
+            name for name, value in batch.items() if isinstance(value, Tensor) and value.dim() and len(value) == self.n
+        )
+        self._check_own_subsample()
+        self._no_rows = self._why_no_rows()
+        self._no_batches = self._no_rows or self._why_no_batches(found.example)
+
+    # -- coordinates -------------------------------------------------------------------------------------------
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Constrained values ``[..., *shape]`` by site name at ``z [..., D]``."""
+        return sites.constrain(self.sites, z)
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """``z [..., D]`` of constrained values ``[..., *shape]`` by site name.
+
+        Raises:
+            ModelError: names or shapes are not those of the sites.
+        """
+        return sites.unconstrain(self.sites, values).to(self.dtype)
+
+    def log_abs_det(self, z: Tensor) -> Tensor:
+        """log |det dT/dz| at ``z [..., D]``, shape ``[...]``."""
+        return sites.log_abs_det(self.sites, z)
+
+    def prior_draws(self, n: int, seed: int = 0) -> Tensor:
+        """``n`` draws from the program's prior, ``[n, D]``; runs the program n times.
+
+        ``pyro.param`` coordinates keep their initial values.
+        """
+        names = {site.name for site in self.sites}
+        rows = []
+        store = pyro.get_param_store()
+        state = store.get_state()
+        try:
+            with torch.no_grad(), _rng.isolated(seed, "prior draws"), program.unchecked():
+                for _ in range(n):
+                    nodes = program.run(self.model, self.batch, {}).nodes
+                    rows.append(self.unconstrain({k: v["value"] for k, v in nodes.items() if k in names}))
+        finally:
+            store.set_state(state)
+        return torch.stack(rows)
+
+    # -- the prior as a Gaussian -------------------------------------------------------------------------------
+
+    def gaussian_prior(self) -> tuple[Tensor, Tensor] | None:
+        """(mean ``[D]``, sd ``[D]``) of the prior over z if it is an independent Gaussian, else None."""
+        if len(self._gaussian.names) < len(self.sites) or (self.structure.discrete and not self.structure.by_row):
+            return None
+        return self._gaussian.mean, 1.0 / self._gaussian.precision.sqrt()
+
+    def with_gaussian_prior(self, mean: Tensor, sd: Tensor) -> LogDensity:
+        """The same likelihood under the prior N(mean, diag sd^2) over z (learnt on other rows, say).
+
+        Raises:
+            ModelError: the program has local latents, parameters without a prior, or factors outside the data plate.
+        """
+        if self.structure.discrete and not self.structure.by_row or any(s.scope != "global" for s in self.sites):
+            raise ModelError("Only a program whose latents are all global and continuous can change its prior.")
+        other = copy.copy(self)
+        names = frozenset(site.name for site in self.sites)
+        other._gaussian = GaussianPart(names, mean.to(self.dtype), sd.to(self.dtype).square().reciprocal())
+        other._graphs = {}
+        other.gradients = 0
+        return other
+
+    # -- values ------------------------------------------------------------------------------------------------
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Log prior density in the constrained space at ``z [..., D]``, shape ``[...]``; locals are not in it."""
+        rest = self._map(z, lambda leaves: self._terms(leaves, self.batch).prior - self._jacobian(leaves, gaussian=True))
+        return rest + self._gaussian.log_prob(z)
+
+    def log_likelihood(self, z: Tensor, batch: Batch | None = None) -> Tensor:
+        """Log likelihood of every row, ``[..., N]``; discrete latents summed out, no temperature.
+
+        Raises:
+            NotFactorised: the program has no data plate, or its rows do not separate.
+        """
+        self.require_rows(whole=batch is None)
+        rows = self.batch if batch is None else {**self.batch, **batch}
+        return self._map(z, lambda leaves: self._terms(leaves, rows).rows)
+
+    def log_density(self, z: Tensor, batch: Batch | None = None, *, target: Target = "posterior") -> Tensor:
+        """The log density (see the class) at ``z [..., D]``, shape ``[...]``; ``target`` as in ``value_and_grad``."""
+        rows, factors = self._rows_and_factors(batch, per_chain=False)
+        rest = self._map(z, lambda leaves: self._target(leaves, rows, factors, target))
+        return rest if target == "likelihood" else rest + self._gaussian.log_prob(z) * factors[1]
+
+    def value_and_grad(
+        self, z: Tensor, batch: Batch | None = None, *, target: Target = "posterior", per_chain: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log density and its gradient for all chains at once.
+
+        Args:
+            z: ``[C, D]``.
+            batch: rows to use instead of all; the factor N/B follows from their number.
+            target: "posterior" (log density with Jacobian, for samplers and VI), "joint" (no Jacobian, for MAP), or
+                "likelihood" (observed terms alone, for maximum likelihood).
+            per_chain: the batch's row tensors carry the chain dimension first, ``[C, B, ...]``.
+
+        Returns:
+            ``(value [C], gradient [C, D])``, non-finite where the density is.
+
+        Raises:
+            NotFactorised: a mini-batch of a program whose rows do not separate.
+        """
+        if z.dim() != 2 or z.shape[1] != self.dim:
+            raise ModelError(f"value_and_grad takes z [chains, {self.dim}]; got {tuple(z.shape)}.")
+        rows, factors = self._rows_and_factors(batch, per_chain)
+        self.gradients += len(z)
+        with torch.no_grad(), program.unchecked():
+            return self._evaluator(z, rows, factors, target, per_chain)(z, rows, factors)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    @property
+    def factorised(self) -> bool:
+        """Whether the program runs on any subset of its rows with one independent term per row."""
+        return self._no_batches is None
+
+    def require_rows(self, *, whole: bool = False) -> None:
+        """Raise the reason why rows cannot be taken apart, if there is one.
+
+        Args:
+            whole: the terms of all rows are enough; the program need not run on part of them.
+
+        Raises:
+            NotFactorised: as said.
+        """
+        reason = self._no_rows if whole and not isinstance(self._no_batches, RowCoupling) else self._no_batches
+        if reason is not None:
+            raise reason
+
+    def _terms(self, leaves: list[Tensor], batch: Batch) -> terms.Terms:
+        values = {site.name: site.transform(leaf) for site, leaf in zip(self.sites, leaves, strict=True)}
+        return terms.evaluate(self.model, batch, values, self.structure, self._gaussian.names)
+
+    def _jacobian(self, leaves: list[Tensor], *, gaussian: bool | None = None) -> Tensor:
+        """log |det| over all sites, or over those whose prior is (not) in the Gaussian part."""
+        total = leaves[0].new_zeros(())
+        for site, leaf in zip(self.sites, leaves, strict=True):
+            wanted = gaussian is None or gaussian == (site.name in self._gaussian.names)
+            if wanted and not site.unbounded:
+                total = total + site.transform.log_abs_det_jacobian(leaf, site.transform(leaf)).sum()
+        return total
+
+    def _target(self, leaves: list[Tensor], batch: Batch, factors: Tensor, target: Target) -> Tensor:
+        """The target without the Gaussian part, which is added in closed form over the flat vector."""
+        found = self._terms(leaves, batch)
+        ratio, inverse_temperature, likelihood_power = factors.unbind()
+        observed = found.outside if found.rows is None else found.outside + ratio * found.rows.sum()
+        if target == "likelihood":
+            return torch.as_tensor(observed) * likelihood_power * inverse_temperature
+        local = found.local if isinstance(found.local, float) else ratio * found.local.sum()
+        # The Gaussian part is a density of z; the prior of theta is that less the Jacobian, and T divides the latter.
+        joint = found.prior + local + observed * likelihood_power - self._jacobian(leaves, gaussian=True)
+        joint = joint * inverse_temperature
+        return joint if target == "joint" else joint + self._jacobian(leaves)
+
+    def _rows_and_factors(self, batch: Batch | None, per_chain: bool) -> tuple[dict[str, Any], Tensor]:
+        ratio = 1.0
+        if batch is None:
+            rows = self.batch
+        else:
+            self.require_rows()
+            if any(site.scope == "local" for site in self.sites):
+                raise NotFactorised(
+                    "Mini-batches need every continuous latent to be global; this program has latents inside the data "
+                    "plate. Use a full-batch method."
+                )
+            rows = {**self.batch, **batch}
+            count = rows[self._row_names[0]].shape[1 if per_chain else 0]
+            ratio = float(self.n or 0) / count
+        factors = torch.tensor(
+            [ratio, 1.0 / self.temperature, 1.0 / self.likelihood_temperature], dtype=self.dtype, device=self.device
+        )
+        return rows, factors
+
+    def _map(self, z: Tensor, function: Callable[[list[Tensor]], Any]) -> Tensor:
+        """Apply a function of one draw's leaves over the leading dimensions of z, under the handlers."""
+        flat = z.reshape(-1, self.dim)
+
+        def one(row: Tensor) -> Tensor:
+            return torch.as_tensor(function(sites.split(self.sites, row)), dtype=self.dtype, device=self.device)
+
+        with torch.no_grad(), program.unchecked():
+            if self.execution == "loop":
+                values = torch.stack([one(row) for row in flat])
+            else:
+                try:
+                    values = vmap(one, chunk_size=CHUNK)(flat)
+                except BayesdlError:
+                    raise
+                except Exception:  # vmap refuses value-dependent control flow with errors of many types
+                    values = torch.stack([one(row) for row in flat])
+        return values.reshape(*z.shape[:-1], *values.shape[1:])
+
+    def _evaluator(
+        self, z: Tensor, rows: dict[str, Any], factors: Tensor, target: Target, per_chain: bool
+    ) -> Callable[[Tensor, dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
+        """The fastest way to evaluate that works, by shapes; settled on the first call with these shapes."""
+        names = [name for name, value in rows.items() if isinstance(value, Tensor)]
+        key = (target, per_chain, tuple(z.shape), _training(self.model))
+        key += tuple((name, tuple(rows[name].shape), rows[name].dtype, rows[name].device) for name in names)
+        if key not in self._graphs:
+            self._graphs[key] = self._build(z, rows, factors, target, per_chain, names)
+        return self._graphs[key]
+
+    def _build(
+        self, z: Tensor, rows: dict[str, Any], factors: Tensor, target: Target, per_chain: bool, names: list[str]
+    ) -> Callable[[Tensor, dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
+        fixed = {name: value for name, value in rows.items() if name not in names}
+        in_rows = tuple(0 if per_chain and name in self._row_names else None for name in names)
+
+        def one(leaves: list[Tensor], factors: Tensor, *tensors: Tensor) -> Tensor:
+            batch = {**dict(zip(names, tensors, strict=True)), **fixed}
+            return self._target(leaves, batch, factors, target)
+
+        def batched(z: Tensor, factors: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            # Differentiating the leaves, not z: the backward of a slice writes a zero tensor of full size per site.
+            leaves = sites.split(self.sites, z)
+            parts, value = vmap(grad_and_value(one), in_dims=(0, None, *in_rows))(leaves, factors, *tensors)
+            gradient = torch.cat([part.reshape(len(z), -1) for part in parts], dim=1)
+            return self._gaussian.add(z, value, gradient, factors[1]) if target != "likelihood" else (value, gradient)
+
+        def looped(z: Tensor, factors: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            results = []
+            for chain, row in enumerate(z):
+                own = [t if dim is None else t[chain] for t, dim in zip(tensors, in_rows, strict=True)]
+                leaf = row.detach().requires_grad_()
+                with torch.enable_grad():
+                    value = one(sites.split(self.sites, leaf), factors, *own)
+                results.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
+            value, gradient = (torch.stack(part) for part in zip(*results, strict=True))
+            return self._gaussian.add(z, value, gradient, factors[1]) if target != "likelihood" else (value, gradient)
+
+        inputs = (z, factors, *(rows[name] for name in names))
+        function = self._choose(batched, looped, inputs)
+        return lambda z, rows, factors: function(z, factors, *(rows[name] for name in names))
+
+    def _choose(
+        self, batched: graph.Graph, looped: graph.Graph, inputs: tuple[Tensor, ...]
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        if self.execution in ("auto", "replay"):
+            try:
+                recorded = graph.record(batched, inputs)
+            except BayesdlError:
+                raise
+            except Exception as error:  # torch refuses to record with errors of many types
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                if self.execution == "replay":
+                    raise ModelError(f"The program cannot be recorded as a graph ({reason}).") from error
+            else:
+                _compare(recorded, batched, inputs)
+                self.execution = "replay"
+                return recorded
+            self.execution = self._handlers_or_loop(batched, inputs)
+            warnings.warn(
+                f"The program runs under Pyro's handlers, about ten times slower than a recorded graph: {reason}",
+                SlowProgramWarning,
+                stacklevel=5,
+            )
+        return batched if self.execution == "handlers" else looped
+
+    @staticmethod
+    def _handlers_or_loop(batched: graph.Graph, inputs: tuple[Tensor, ...]) -> str:
+        try:
+            batched(*inputs)
+        except BayesdlError:
+            raise
+        except Exception:  # as above: vmap refuses with errors of many types
+            return "loop"
+        return "handlers"
+
+    def _check_own_subsample(self) -> None:
+        lengths = {name: len(v) for name, v in self.batch.items() if isinstance(v, Tensor) and v.dim()}
+        if self.n is not None and lengths and self.n not in lengths.values() and self.n < max(lengths.values()):
+            raise ModelError(
+                f"The data plate {self.structure.plate!r} has {self.n} rows, the data have {max(lengths.values())}: the "
+                "program draws its own subsample. Drop subsample_size; fit draws the mini-batches."
+            )
+
+    def _why_no_rows(self) -> NotFactorised | None:
+        plate = self.structure.plate
+        if self.n is None:
+            return NotFactorised(
+                f"The program has no plate named {plate!r} around its observations, so there are no rows to take apart. "
+                f'Write `with pyro.plate("{plate}", len(x)):` around the observed site, or pass data_plate=.'
+            )
+        if self.structure.discrete and not self.structure.by_row:
+            return NotFactorised("A discrete latent outside the data plate couples the rows once it is summed out.")
+        return None
+
+    def _why_no_batches(self, example: Mapping[str, Tensor]) -> NotFactorised | None:
+        """Compare the first half of the rows on their own with the same rows among all."""
+        if not self._row_names:
+            return NotFactorised("The program closes over its data: rows cannot be selected. Pass them as arguments.")
+        half = max(1, (self.n or 0) // 2)
+        part = {**self.batch, **{name: self.batch[name][:half] for name in self._row_names}}
+        local = {site.name for site in self.sites if site.scope == "local"}
+        values = {name: value[..., :half] if name in local and value.dim() == 1 else value for name, value in example.items()}
+        with torch.no_grad(), program.unchecked():
+            try:
+                whole = terms.evaluate(self.model, self.batch, example, self.structure).rows
+                alone = terms.evaluate(self.model, part, values, self.structure).rows
+            except BayesdlError:
+                raise
+            except Exception as error:  # user code on fewer rows may fail in any way
+                return NotFactorised(f"The program does not run on part of its rows ({error}).")
+        if whole is None or alone is None or alone.shape != (half,):
+            return NotFactorised("The program does not follow the number of rows that it is given.")
+        if not torch.allclose(whole[:half], alone, rtol=_tolerance(self.dtype), atol=_tolerance(self.dtype)):
+            worst = int((whole[:half] - alone).abs().argmax())
+            return RowCoupling(
+                f"The likelihood of row {worst} changes from {float(whole[worst]):.6g} to {float(alone[worst]):.6g} when "
+                "the other rows are left out: rows are coupled (batch normalisation, a mean over the batch). Mini-batches "
+                "and per-row likelihoods do not exist for this program; full-batch methods work."
+            )
+        return None
+
+
+def _compare(recorded: graph.Graph, original: graph.Graph, inputs: tuple[Tensor, ...]) -> None:
+    """Compare replay and program on the inputs at hand.
+
+    Raises:
+        TraceMismatch: they differ beyond rounding.
+    """
+    value, gradient = recorded(*inputs)
+    expected, expected_gradient = original(*inputs)
+    tolerance = _tolerance(value.dtype)
+    for name, got, want in (("value", value, expected), ("gradient", gradient, expected_gradient)):
+        scale = float(want[want.isfinite()].abs().max()) if want.isfinite().any() else 1.0
+        if not torch.allclose(got, want, rtol=tolerance, atol=tolerance * max(scale, 1.0), equal_nan=True):
+            raise TraceMismatch(
+                f"The recorded graph's {name} differs from the program's by {float((got - want).abs().max()):.3g}: the "
+                "program does something at recording time that it does not repeat. Pass execution='handlers'."
+            )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return 1e-9 if dtype == torch.float64 else 1e-4
+
+
+def _training(model: Any) -> bool:
+    return bool(getattr(model, "training", False))
+
+
+def _dtype_and_device(example: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
+    dtype = torch.float32 if example else torch.get_default_dtype()
+    for value in example.values():
+        dtype = torch.promote_types(dtype, value.dtype)
+    first = next(iter(example.values()), torch.empty(0))
+    return dtype, first.device
+
+

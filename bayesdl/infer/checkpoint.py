@@ -1,0 +1,131 @@
+"""Checkpoints: an engine's complete state in one file, written atomically, resumed bit for bit."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bayesdl._files import read_tensors, write_tensors
+from bayesdl.errors import FileError, MethodError, ResumeMismatch
+
+State: TypeAlias = dict[str, Any]  # values: Tensor, torch.Generator, int, float, bool or None
+Fingerprint: TypeAlias = dict[str, Any]  # values: whatever JSON holds
+
+FORMAT = 1
+# A run that goes on under other values of these is a valid run, but not bit for bit the uninterrupted one.
+INEXACT = frozenset({"torch", "pyro", "bayesdl", "threads", "execution"})
+# The model's code cannot be compared; its log joint at one fixed point can, up to rounding.
+PROBE = "log_joint_probe"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often a run saves itself, and how strictly it resumes.
+
+    The file ``path`` (".safetensors" is appended where missing) holds tensors and generator states; its header holds
+    numbers and the run's fingerprint. A fit that finds the file goes on from it.
+
+    Args:
+        path: the file; a run of several stages writes one file per stage beside it.
+        every: steps between two saves. The last state is always saved.
+        allow_inexact: go on even if versions, threads or the execution path have changed; the result is then not
+            bit for bit that of an uninterrupted run.
+    """
+
+    path: str | os.PathLike[str]
+    every: int = 100
+    allow_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise MethodError(f"every={self.every!r} is not possible for a checkpoint: it must be at least 1 step.")
+
+    @property
+    def file(self) -> Path:
+        """The file that is written."""
+        path = Path(self.path)
+        return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+
+    def stage(self, name: str) -> Checkpoint:
+        """The checkpoint of a stage of the run, in a file beside the main one."""
+        path = self.file.with_name(f"{self.file.stem}.{name}.safetensors")
+        return Checkpoint(path, self.every, self.allow_inexact)
+
+    def save(self, state: State, fingerprint: Fingerprint) -> None:
+        """Write the state; a kill at any moment leaves the previous file or the new one."""
+        tensors: dict[str, Tensor] = {}
+        header: dict[str, Any] = {"format": FORMAT, "fingerprint": fingerprint}
+        tensor_devices, generator_devices, scalars = {}, {}, {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+                tensor_devices[name] = str(value.device)
+            elif isinstance(value, torch.Generator):
+                tensors[name] = value.get_state()
+                generator_devices[name] = str(value.device)
+            else:
+                scalars[name] = value
+        header |= {"tensors": tensor_devices, "generators": generator_devices, "scalars": scalars}
+        write_tensors(self.file, tensors, header)
+
+    def load(self, fingerprint: Fingerprint) -> State | None:
+        """Read the state back, or None when there is no file yet.
+
+        Raises:
+            ResumeMismatch: the file belongs to another run; every field that differs is named with both values.
+            FileError: the file is damaged or is not a checkpoint.
+        """
+        if not self.file.exists():
+            return None
+        tensors, header = read_tensors(self.file)
+        try:
+            if header["format"] != FORMAT:
+                raise FileError(f"{self.file} has checkpoint format {header['format']!r}, this version reads {FORMAT}.")
+            stored, scalars = header["fingerprint"], header["scalars"]
+            tensor_devices, generator_devices = header["tensors"], header["generators"]
+            self._compare(stored, fingerprint)
+            state: State = {name: tensors[name].to(device) for name, device in tensor_devices.items()}
+            for name, device in generator_devices.items():
+                state[name] = torch.Generator(device=device)
+                state[name].set_state(tensors[name])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise FileError(f"{self.file} is not a checkpoint of bayesdl ({error!r}); delete it to start anew.") from None
+        return state | scalars
+
+    def _compare(self, stored: Fingerprint, current: Fingerprint) -> None:
+        different = [
+            name
+            for name in dict.fromkeys([*stored, *current])
+            if not _same(name, stored.get(name), current.get(name)) and not (self.allow_inexact and name in INEXACT)
+        ]
+        if not different:
+            return
+        lines = "".join(f"\n  {name}: {stored.get(name)!r} in the file, {current.get(name)!r} now" for name in different)
+        advice = (
+            "pass Checkpoint(path, allow_inexact=True) to go on without bit-for-bit equality"
+            if INEXACT.issuperset(different)
+            else "call fit as it was called before, or use another checkpoint path"
+        )
+        raise ResumeMismatch(f"{self.file} belongs to another run:{lines}\nTo resume, {advice}.")
+
+
+def _same(name: str, stored: Any, current: Any) -> bool:
+    if name == PROBE and isinstance(stored, float) and isinstance(current, float):
+        if not (math.isfinite(stored) and math.isfinite(current)):
+            return math.isfinite(stored) == math.isfinite(current)
+        return math.isclose(stored, current, rel_tol=1e-4, abs_tol=1e-4)
+    return bool(stored == current)
+
+
+def as_checkpoint(value: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
+    """A path as a checkpoint with the default settings; a checkpoint or None as it is."""
+    if value is None or isinstance(value, Checkpoint):
+        return value
+    return Checkpoint(value)

@@ -1,0 +1,52 @@
+"""The order in which mini-batches pass: every epoch a new permutation, for every member its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bayesdl._rng import generator
+from bayesdl.infer.checkpoint import State
+from bayesdl.posterior.problem import Problem
+
+
+class DataOrder:
+    """Mini-batches without replacement, one stream of rows per member.
+
+    Args:
+        problem: gives the rows.
+        batch_size: rows in a mini-batch; None, or at least all rows, means that there are no mini-batches.
+        members: streams; member k's order depends on the seed and k alone.
+        seed: the run's seed.
+
+    Attributes:
+        batches: mini-batches in an epoch. The rows that do not fill the last one wait for the next epoch's order.
+    """
+
+    def __init__(self, problem: Problem, batch_size: int | None, members: int, seed: int) -> None:
+        """See the class."""
+        self.problem, self.members, self.seed = problem, members, seed
+        self.size = None if batch_size is None or batch_size >= problem.n else batch_size
+        self.batches = 1 if self.size is None else problem.n // self.size
+
+    def init(self) -> State:
+        """The entries that the order adds to an engine's state: generators, and the permutations ``[M, N]``."""
+        if self.size is None:
+            return {}
+        state: State = {
+            f"order.{k}": generator(self.seed, "member", k, "data order") for k in range(self.members)
+        }
+        return state | {"order": torch.empty(self.members, 0, dtype=torch.int64), "order.next": self.batches}
+
+    def next(self, state: State) -> tuple[dict[str, Any] | None, State]:
+        """The next mini-batch ``[M, B, ...]`` (None for all rows), and the changed entries."""
+        if self.size is None:
+            return None, {}
+        order, position = state["order"], state["order.next"]
+        if position == self.batches:
+            streams = [state[f"order.{k}"] for k in range(self.members)]
+            order = torch.stack([torch.randperm(self.problem.n, generator=stream) for stream in streams])
+            position = 0
+        index = order[:, position * self.size : (position + 1) * self.size]
+        return self.problem.minibatch(index), {"order": order, "order.next": position + 1}

@@ -1,0 +1,208 @@
+"""What every method shares: settings that are checked, one ``fit``, and where the unknowns start."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pyro
+from torch import Tensor
+
+from bayesdl._rng import isolated
+from bayesdl.data.rows import RowIds, fingerprint
+from bayesdl.density import LogDensity
+from bayesdl.errors import MethodError
+from bayesdl.infer.checkpoint import Checkpoint, as_checkpoint
+from bayesdl.infer.loop import Callback, Run
+from bayesdl.infer.schedules import Schedule, as_schedule
+from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.problem import Problem, prepare
+
+Init = Mapping[str, Tensor] | Posterior | str | None
+
+
+def positive(method: str, **settings: float) -> None:
+    """Raise MethodError for a setting that is not a positive finite number."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise MethodError(f"{method}({name}={value!r}): {name} must be a positive number.")
+
+
+def whole(method: str, at_least: int = 1, **settings: int | None) -> None:
+    """Raise MethodError for a setting that is not a whole number of the given least size; None passes."""
+    for name, value in settings.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < at_least):
+            raise MethodError(f"{method}({name}={value!r}): {name} must be a whole number, at least {at_least}.")
+
+
+def fraction(method: str, **settings: float) -> None:
+    """Raise MethodError for a setting that is not strictly between 0 and 1."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise MethodError(f"{method}({name}={value!r}): {name} must lie between 0 and 1, both excluded.")
+
+
+def one_of(method: str, allowed: tuple[str | None, ...], **settings: str | None) -> None:
+    """Raise MethodError for a setting that is not in the list."""
+    for name, value in settings.items():
+        if value not in allowed:
+            choices = ", ".join(repr(choice) for choice in allowed)
+            raise MethodError(f"{method}({name}={value!r}): {name} must be one of {choices}.")
+
+
+def rate(method: str, **settings: float | Schedule) -> None:
+    """Raise MethodError for a setting that is neither a positive number nor a Schedule."""
+    for name, value in settings.items():
+        as_schedule(value, f"{method}: {name}")
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A frozen set of settings, and the verb ``fit``.
+
+    A method is a frozen dataclass with a ``name``, settings with defaults, a ``__post_init__`` that checks them (and
+    calls this one), and ``_fit``, which drives one engine and wraps what it reached in a posterior.
+
+    Args:
+        temperature: T targets p(theta, y)^(1/T) in the constrained space; 1 is Bayes. Only 1 is accepted by methods
+            to which a temperature means nothing.
+        likelihood_temperature: tempers the likelihood alone: p(theta) p(y | theta)^(1/T).
+    """
+
+    name: ClassVar[str]
+    tempered: ClassVar[bool] = True  # whether a temperature other than 1 means something
+    takes_parameters: ClassVar[bool] = False  # whether pyro.param sites, which have no prior, can be fitted
+    learns_prior: ClassVar[bool] = False  # whether prior_rows= can give it a prior of its own
+
+    temperature: float = field(default=1.0, kw_only=True)
+    likelihood_temperature: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the settings that all methods share."""
+        positive(self.name, temperature=self.temperature, likelihood_temperature=self.likelihood_temperature)
+        if self.temperature != 1 and not self.tempered:
+            raise MethodError(
+                f"{self.name}(temperature={self.temperature!r}): only temperature=1 means something here, because "
+                f"{self.name} looks for a maximum or trains networks one by one; it does not sample a tempered posterior."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
+
+    def applies_to(self, density: LogDensity) -> str | None:
+        """Why this method cannot be used on a density, or None if it can."""
+        parameters = [site.name for site in density.sites if site.scope == "param"]
+        if parameters and not self.takes_parameters:
+            return (
+                f"{parameters} are pyro.param sites, which have no prior to sample from; give them a prior with "
+                "pyro.sample, or use MAP, MaximumLikelihood or a variational method, which estimate them"
+            )
+        if getattr(self, "batch_size", None) is not None and not density.factorised:
+            return "mini-batches need a log density with one term per row; use batch_size=None (all rows)"
+        return None
+
+    def fit(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        seed: int = 0,
+        prior_rows: float | RowIds | None = None,
+        init: Init = None,
+        callback: Callback | None = None,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+        data_plate: str = "data",
+    ) -> Posterior:
+        """Fit a model to data.
+
+        Args:
+            model: a BayesianNetwork or any Pyro program with its observed sites in the data plate.
+            data: a Dataset, a pair (x, y), or a dict of the program's keyword arguments.
+            seed: the result is a function of the seed; global random states are left as they were found.
+            prior_rows: rows for the scaler and for learning the prior, kept apart from the rows of a later PAC-Bayes
+                bound: a fraction or the rows' identities.
+            init: where to start: "prior", "map", "network" (a module's own initialisation), a dict of site values,
+                or a posterior; None is the method's own choice.
+            callback: called with the engine's state after each step; returns True to stop early.
+            checkpoint: a path or a Checkpoint; a fit that finds one resumes from it.
+            progress: whether to show a progress bar on stderr; None asks the terminal.
+            data_plate: the name of the program's plate over rows.
+
+        Returns:
+            The posterior; ``info`` tells method, settings, seed, seconds and gradients.
+
+        Raises:
+            MethodError: the method does not apply to this model or data.
+            DataError, ModelError: the data or the model cannot be used.
+            Divergence: the numbers left the finite range.
+            ResumeMismatch: the checkpoint belongs to another run.
+        """
+        started = time.perf_counter()
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise MethodError(f"seed={seed!r}: the seed must be a whole number.")
+        if prior_rows is not None and not self.learns_prior:
+            raise MethodError(
+                f"{self.name} cannot learn a prior from prior_rows, because its posterior has no density relative to "
+                "one; fit it on some rows and certify it on others, or use MeanFieldVI."
+            )
+        with isolated(seed, self.name), pyro.get_param_store().scope():
+            problem = prepare(
+                model,
+                data,
+                prior_rows=prior_rows,
+                seed=seed,
+                data_plate=data_plate,
+                temperature=self.temperature,
+                likelihood_temperature=self.likelihood_temperature,
+            )
+            reason = self.applies_to(problem.density)
+            if reason:
+                raise MethodError(f"{self.name} cannot be used here: {reason}.")
+            run = Run(
+                seed=seed,
+                checkpoint=as_checkpoint(checkpoint),
+                callback=callback,
+                progress=progress,
+                init=init,
+                identity={"method": self.name, "settings": self.settings(), "data": data_fingerprint(problem)},
+            )
+            posterior = self._fit(problem, run)
+        posterior.info.update(
+            method=self.name,
+            settings=self.settings(),
+            seed=seed,
+            seconds=time.perf_counter() - started,
+            gradients=run.tally.gradients,
+            gradients_here=run.tally.gradients_here,
+            interrupted=run.tally.interrupted,
+        )
+        return posterior
+
+    @abstractmethod
+    def _fit(self, problem: Problem, run: Run) -> Posterior:
+        """Drive the engine with ``run.drive`` and make a posterior of its last state."""
+
+
+def data_fingerprint(problem: Problem) -> dict[str, str]:
+    """BLAKE2b of each tensor of the batch, and the other arguments as text, by name."""
+    return {
+        name: fingerprint(value) if isinstance(value, Tensor) else repr(value) for name, value in problem.batch.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.to_json()
+    if isinstance(value, Method):
+        return {"method": value.name, **value.settings()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

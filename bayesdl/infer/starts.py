@@ -1,0 +1,80 @@
+"""Where engines start: prior draws, a module's own initialisation, a mode, given values, or another posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bayesdl._rng import derive_seed, generator
+from bayesdl.errors import MethodError
+from bayesdl.infer.loop import Run
+from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.problem import Problem
+
+STARTS = ("prior", "network", "map")
+
+
+def start(
+    problem: Problem, run: Run, chains: int, default: str = "prior", batch_size: int | None = None
+) -> Tensor:
+    """Starting points in unconstrained coordinates.
+
+    Args:
+        problem: the model and its data.
+        run: its ``init`` says where to start; chain k's start depends on the seed and k alone.
+        chains: how many starts.
+        default: the choice when ``run.init`` is None.
+        batch_size: rows in a mini-batch of the optimiser behind "map"; None takes all rows.
+
+    Returns:
+        ``[chains, D]``.
+
+    Raises:
+        MethodError: unknown choice, or values that do not fit the model's sites.
+    """
+    init = default if run.init is None else run.init
+    if isinstance(init, Posterior):
+        return _from_values(problem, init.draws(chains, seed=derive_seed(run.seed, "init")), chains)
+    if isinstance(init, Mapping):
+        return _from_values(problem, init, chains)
+    if init == "prior":
+        return torch.cat([problem.density.prior_draws(1, derive_seed(run.seed, "init", k)) for k in range(chains)])
+    if init == "network":
+        return _from_network(problem, run, chains)
+    if init == "map":
+        return _from_mode(problem, run, chains, batch_size)
+    raise MethodError(f"init={init!r} is unknown: use one of {', '.join(STARTS)}, a dict of site values, or a posterior.")
+
+
+def _from_network(problem: Problem, run: Run, chains: int) -> Tensor:
+    """A module's own initialisation; sites that it does not know come from the prior, as in a program without one."""
+    base = torch.cat([problem.density.prior_draws(1, derive_seed(run.seed, "init", k)) for k in range(chains)])
+    initial_values = getattr(problem.model, "initial_values", None)
+    if initial_values is None:
+        return base
+    values = problem.density.constrain(base)
+    fresh = [initial_values(generator(run.seed, "network", k)) for k in range(chains)]
+    return problem.density.unconstrain(values | {name: torch.stack([f[name] for f in fresh]) for name in fresh[0]})
+
+
+def _from_mode(problem: Problem, run: Run, chains: int, batch_size: int | None) -> Tensor:
+    # optimise.py starts from this module, so it is looked up only when asked for
+    from bayesdl.infer.optimise import find_mode
+
+    return find_mode(problem, run.stage("map"), chains, batch_size)
+
+
+def _from_values(problem: Problem, values: Mapping[str, Tensor], chains: int) -> Tensor:
+    """Given values ``[*shape]``, shared by all chains, or ``[chains, *shape]``."""
+    full = {name: torch.as_tensor(value).to(problem.density.dtype) for name, value in values.items()}
+    for site in problem.density.sites:
+        if site.name in full and full[site.name].shape == site.shape:
+            full[site.name] = full[site.name].expand(chains, *site.shape)
+    z = problem.density.unconstrain(full)
+    if z.shape != (chains, problem.density.dim):
+        raise MethodError(f"init holds values for {len(z)} chains, but {chains} are to start.")
+    if not torch.isfinite(z).all():
+        raise MethodError("init holds NaN, or values outside the support of their sites or on its edge.")
+    return z

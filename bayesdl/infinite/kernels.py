@@ -1,0 +1,104 @@
+"""Infinitely wide networks as GPyTorch kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gpytorch.constraints import Positive
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from bayesdl.infinite.kernel import input_covariance, propagate
+from bayesdl.infinite.layers import Activation, Dense, Layer, check_layers, fully_connected
+
+
+class NNGPKernel(Kernel):  # type: ignore[misc]  # gpytorch ships no types
+    """Covariance of the outputs of an infinitely wide fully connected network, as a GPyTorch kernel.
+
+    The variances of weights and biases of every dense layer are hyperparameters, held as logarithms: ``raw_w_var``
+    and ``raw_b_var`` of shape ``[*batch_shape, L]`` (without the layers that have no bias). The kernel divides inner
+    products of inputs by the number of (active) features, as ``Normal("fan_in")`` scales its weights.
+
+    Args:
+        layers: dense layers and activations; by default one hidden relu layer with unit w_std and b_std.
+        batch_shape: independent sets of hyperparameters, broadcast against the batch shape of the inputs.
+        active_dims: the columns of the inputs that the kernel sees; by default all.
+
+    Raises:
+        ModelError: the stack does not begin and end with a dense layer.
+
+    Source: see :mod:`bayesdl.infinite.kernel`.  Cost: O(N M (d + L)).
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer] | None = None,
+        *,
+        batch_shape: torch.Size | None = None,
+        active_dims: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(batch_shape=batch_shape, active_dims=None if active_dims is None else tuple(active_dims))
+        self._layers = check_layers(fully_connected(1) if layers is None else layers)
+        widths = [layer for layer in self._layers if isinstance(layer, Dense)]
+        self._biased = tuple(layer.b_std > 0 for layer in widths)
+        self._register("w_var", [layer.w_std**2 for layer in widths])
+        self._register("b_var", [layer.b_std**2 for layer in widths if layer.b_std > 0])
+
+    def _register(self, name: str, values: list[float]) -> None:
+        raw = torch.tensor(values, dtype=torch.get_default_dtype()).log().expand(*self.batch_shape, len(values))
+        self.register_parameter(f"raw_{name}", torch.nn.Parameter(raw.clone()))
+        self.register_constraint(f"raw_{name}", Positive(transform=torch.exp, inv_transform=torch.log))
+
+    @property
+    def w_var(self) -> Tensor:
+        """Weight variances times fan-in, ``[*batch_shape, L]``."""
+        value: Tensor = self.raw_w_var_constraint.transform(self.raw_w_var)
+        return value
+
+    @w_var.setter
+    def w_var(self, value: Tensor | float) -> None:
+        self._set("w_var", value)
+
+    @property
+    def b_var(self) -> Tensor:
+        """Bias variances of the layers that have biases, ``[*batch_shape, number of them]``."""
+        value: Tensor = self.raw_b_var_constraint.transform(self.raw_b_var)
+        return value
+
+    @b_var.setter
+    def b_var(self, value: Tensor | float) -> None:
+        self._set("b_var", value)
+
+    def _set(self, name: str, value: Tensor | float) -> None:
+        raw: Tensor = getattr(self, f"raw_{name}")
+        constraint = getattr(self, f"raw_{name}_constraint")
+        self.initialize(**{f"raw_{name}": constraint.inverse_transform(torch.as_tensor(value).to(raw).expand_as(raw))})
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers with the present hyperparameters, for a kernel without batch shape."""
+        w, b = iter(self.w_var.sqrt().tolist()), iter(self.b_var.sqrt().tolist())
+        biased = iter(self._biased)
+        return tuple(
+            layer if isinstance(layer, Activation) else Dense(next(w), next(b) if next(biased) else 0.0)
+            for layer in self._layers
+        )
+
+    def forward(
+        self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
+    ) -> Tensor:
+        """Return ``[..., N, M]`` from ``x1 [..., N, d]`` and ``x2 [..., M, d]``; ``[..., N]`` with ``diag``.
+
+        With ``last_dim_is_batch`` every feature is an input of its own, and a dimension d precedes N.
+        """
+        if last_dim_is_batch:
+            x1, x2 = x1.mT.unsqueeze(-1), x2.mT.unsqueeze(-1)
+        # Append the dimensions over which a layer's variance is constant: pairs of rows, and features if they are batched.
+        constant = (1 if diag else 2) + last_dim_is_batch
+        w_var = [v.reshape(*v.shape, *[1] * constant) for v in self.w_var.unbind(-1)]
+        biases = iter(self.b_var.unbind(-1))
+        zero = torch.zeros((), dtype=x1.dtype, device=x1.device)
+        b_var = [v.reshape(*v.shape, *[1] * constant) for v in (next(biases) if b else zero for b in self._biased)]
+        return propagate(self._layers, input_covariance(x1, x2, diag), w_var, b_var).q12
