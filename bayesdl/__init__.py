@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from bayesdl.estimators import BayesianClassifier as BayesianClassifier
     from bayesdl.estimators import BayesianRegressor as BayesianRegressor
     from bayesdl.evaluate import evaluate as evaluate
-    from bayesdl.infer import Checkpoint as Checkpoint
+    from bayesdl.infer.checkpoint import Checkpoint as Checkpoint
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.hmc import HMC as HMC
     from bayesdl.infer.method import Method
     from bayesdl.infer.nuts import NUTS as NUTS
     from bayesdl.infer.optimise import MAP as MAP
     from bayesdl.infer.optimise import MaximumLikelihood as MaximumLikelihood
-    from bayesdl.infer.sgmcmc import SGLD as SGLD
+    from bayesdl.infer.sgld import SGLD as SGLD
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP
     from bayesdl.infinite.methods import NNGP as NNGP

@@ -112,8 +112,8 @@ class Certificate:
     def _text(self) -> str:
         chance = " and of the posterior draws" if self.risk_upper is not None else ""
         return (
-            f"With probability at least {confidence(self.delta)} over the choice of the {self.n} rows of the bound{chance}, "
-            f"the expected loss ({self.loss}) of {PREDICTORS[self.predictor]} on a new row is at most "
+            f"With probability at least {confidence(self.delta)} over the choice of the {self.n} rows of the "
+            f"bound{chance}, the expected loss ({self.loss}) of {PREDICTORS[self.predictor]} on a new row is at most "
             f"{ceiling(self.bound)}. Theorem: {THEOREMS[self.theorem][0]} [{self.source}], with {self._numbers()}."
         )
 

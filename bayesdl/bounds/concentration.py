@@ -14,8 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from bayesdl.bounds._numbers import EPS, Array, Values, arrays, like, require, require_count, require_delta
-from bayesdl.bounds._numbers import require_probability, up
+from bayesdl.bounds._numbers import (
+    EPS,
+    Array,
+    Values,
+    arrays,
+    like,
+    require,
+    require_count,
+    require_delta,
+    require_probability,
+    up,
+)
 
 # Each product below is off by at most ten half-units of rounding (differences, quotient, log1p, factor); 8 eps is
 # 16 of them. The absolute part covers products that underflow.

@@ -11,8 +11,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from bayesdl.bounds._numbers import EPS, Array, Values, arrays, like, require, require_count, require_delta
-from bayesdl.bounds._numbers import require_probability, up
+from bayesdl.bounds._numbers import (
+    EPS,
+    Array,
+    Values,
+    arrays,
+    like,
+    require,
+    require_count,
+    require_delta,
+    require_probability,
+    up,
+)
 from bayesdl.bounds.concentration import kl_inverse_upper
 
 

@@ -54,7 +54,7 @@ def to_array(value: Any, what: str) -> Array:
     if isinstance(value, Tensor):
         return _from_tensor(value, what)
     if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "biuf":
-        value = value.astype(np.float64).filled(np.nan) if np.ma.is_masked(value) else value.data
+        value = np.ma.filled(value.astype(np.float64), np.nan) if np.ma.is_masked(value) else value.data
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     elif hasattr(value, "toarray"):
@@ -97,7 +97,7 @@ def check_kind(array: Array, what: str, names: Sequence[str] = ()) -> None:
 
 def _object_message(array: Array, what: str, names: Sequence[str]) -> str:
     for position in np.ndindex(array.shape):
-        item = array[position]
+        item: Any = array[position]
         if isinstance(item, bool) or not isinstance(item, (int, float, np.number)):
             break
     else:

@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bayesdl._rng import generator
-from bayesdl.data.checks import Array, check_finite, check_kind, near, to_array
-from bayesdl.data.labels import check_meant_as_labels, encode_labels, is_coded
+from bayesdl.data.arrays import Task, check_inputs, column_names, infer_task, regression_target
+from bayesdl.data.checks import check_kind, near, to_array
+from bayesdl.data.labels import encode_labels, is_coded
 from bayesdl.data.rows import RowIds, fingerprint, row_index
 from bayesdl.data.scaling import Scaler
 from bayesdl.errors import DataError
-
-Task = Literal["regression", "classification"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +132,8 @@ class Dataset:
             DataError: see the class; the message says what is wrong, where, and what to do.
         """
         inputs = to_array(x, "x")
-        names = _column_names(inputs, x_names if x_names is not None else getattr(x, "columns", None))
-        inputs = _check_inputs(inputs, names)
+        names = column_names(inputs, x_names if x_names is not None else getattr(x, "columns", None))
+        inputs = check_inputs(inputs, names)
         y_name = str(getattr(y, "name", None) or "y") if y_name is None else y_name
         targets = to_array(y, "y")
         if not targets.ndim or targets.ndim > 2:
@@ -148,12 +146,12 @@ class Dataset:
             raise DataError(f"y has shape {targets.shape}: there is nothing to learn.")
         what = "y" if y_name == "y" else f"y ({y_name!r})"
         labels: tuple[str, ...] = ()
-        if (task or _infer_task(targets, what, classes)) == "classification":
+        if (task or infer_task(targets, what, classes)) == "classification":
             task = "classification"
             codes, labels = encode_labels(targets, what, classes)
         elif task in (None, "regression"):
             task = "regression"
-            codes = _regression_target(targets, what, classes)
+            codes = regression_target(targets, what, classes)
         else:
             raise DataError(f"There is no task {task!r}. {near(str(task), get_args(Task))}")
         tensor = torch.from_numpy(inputs)
@@ -250,8 +248,7 @@ class Dataset:
     def _part(self, part: Literal["train", "test"]) -> Dataset:
         if self.current is None:
             raise DataError(
-                f"{self.name} has no split, so it has no .{part}. Make one: "
-                "rest, held = data.holdout(0.2, seed=0)."
+                f"{self.name} has no split, so it has no .{part}. Make one: rest, held = data.holdout(0.2, seed=0)."
             )
         chosen = getattr(self.splits[self.current], part)
         if not len(chosen):
@@ -305,7 +302,8 @@ class Dataset:
         Args:
             by: the data that give means and scales; default: the training rows of the current split, else all rows.
         """
-        by = by or (self if self.current is None else self.train)
+        if by is None:
+            by = self if self.current is None else self.train
         regression = self.task == "regression"
         scaler = Scaler.fit(by.x, by.y, scale_y=regression)
         shaping = [rows for rows in (self.shaped_by, by.shaped_by, by.rows) if rows is not None]
@@ -342,64 +340,3 @@ def as_dataset(data: Any, task: Task | None = None) -> Dataset:
                 "Dataset.from_arrays(x, y, task='regression')."
             )
     return Dataset.from_arrays(x, y, task)
-
-
-def _column_names(inputs: Array, given: Any) -> tuple[str, ...]:
-    """The names of a table's columns, checked; x1, x2, ... where none are given."""
-    if inputs.ndim > 2 or not inputs.ndim:
-        return ()
-    width = inputs.shape[1] if inputs.ndim == 2 else 1
-    if given is None:
-        return tuple(f"x{column + 1}" for column in range(width)) if inputs.ndim == 2 else ("x",)
-    names = tuple(str(name) for name in given)
-    if len(names) != width:
-        raise DataError(f"x has {width} columns but {len(names)} names were given: {', '.join(names[:10])}.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"The column name {twice[0]!r} stands for more than one column; rename one of them.")
-    return names
-
-
-def _check_inputs(inputs: Array, names: tuple[str, ...]) -> Array:
-    """Inputs as a new array of float64 or float32.
-
-    Raises:
-        DataError: no numbers, no rows or columns, or values that are not finite.
-    """
-    if not inputs.ndim:
-        raise DataError("x is a single value; inputs are [N, ...] with one row for each target.")
-    if not inputs.size:
-        raise DataError(f"x has shape {inputs.shape}: no {'rows' if not len(inputs) else 'columns'}.")
-    check_kind(inputs, "x", names)
-    narrow = inputs.ndim > 2 and np.result_type(inputs.dtype, np.float32) == np.float32
-    with np.errstate(over="ignore"):
-        inputs = np.array(inputs, dtype=np.float32 if narrow else np.float64, order="C", copy=True)
-    check_finite(inputs, "x", names)
-    return inputs
-
-
-def _infer_task(targets: Array, what: str, classes: Sequence[Any] | None) -> Task:
-    if classes is not None:
-        return "classification"
-    if targets.dtype.kind == "O" and not all(isinstance(item, str) for item in targets.flat):
-        check_kind(targets, what)
-    if targets.dtype.kind in "iu" and targets.ndim == 1:
-        check_meant_as_labels(targets, what)
-    return "classification" if targets.dtype.kind in "biuUO" else "regression"
-
-
-def _regression_target(targets: Array, what: str, classes: Sequence[Any] | None) -> Tensor:
-    """Targets as float64.
-
-    Raises:
-        DataError: no real numbers, values that are not finite, or classes given for a regression.
-    """
-    if classes is not None:
-        raise DataError("classes belong to task='classification'; a regression target has none.")
-    if targets.dtype.kind in "UO":
-        raise DataError(f"{what} holds text, such as {targets.flat[0]!r}; that is task='classification'.")
-    check_kind(targets, what)
-    with np.errstate(over="ignore"):
-        targets = np.array(targets, dtype=np.float64, order="C", copy=True)
-    check_finite(targets, what)
-    return torch.from_numpy(targets)

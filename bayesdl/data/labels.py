@@ -21,7 +21,13 @@ def plain_labels(y: Array, what: str) -> Array:
     Raises:
         DataError: fractions, NaN, empty text, complex numbers, or objects other than text.
     """
-    if y.dtype.kind == "O" and all(isinstance(item, str) for item in y.flat):
+    if y.dtype.kind == "O":
+        other = next(((row, item) for row, item in enumerate(y.flat) if not isinstance(item, str)), None)
+        if other is not None:
+            raise DataError(
+                f"{what} has dtype object: entry {other[0]} holds {other[1]!r} ({type(other[1]).__name__}). Labels are "
+                "whole numbers, booleans or text, all of one kind; drop the rows without a label first."
+            )
         y = y.astype(str)
     if y.dtype.kind == "f":
         check_finite(y, what)
@@ -36,8 +42,7 @@ def plain_labels(y: Array, what: str) -> Array:
         y = y.astype(np.int64)
     if y.dtype.kind not in "biuU":
         raise DataError(
-            f"{what} has dtype {y.dtype}, which cannot hold class labels; give whole numbers, booleans or text "
-            "(a missing label, such as None, must be dropped first)."
+            f"{what} has dtype {y.dtype}, which cannot hold class labels; give whole numbers, booleans or text."
         )
     if y.dtype.kind == "U" and bool((np.char.strip(y) == "").any()):
         row = int((np.char.strip(y) == "").argmax())
@@ -91,7 +96,7 @@ def encode_labels(y: Array, what: str = "y", classes: Sequence[Any] | None = Non
         return torch.from_numpy(table[codes.reshape(-1)]), known
     if y.dtype.kind in "biu" and int(found[0]) >= 0 and int(found[-1]) < len(known):
         return torch.from_numpy(y.astype(np.int64)), known
-    unknown = next(name for name in names if name not in place)
+    unknown = next(name for name in reversed(names) if name not in place)
     raise DataError(f"{what} holds the label {unknown!r}, which is not one of the classes. {near(unknown, known)}")
 
 

@@ -98,6 +98,7 @@ class LogDensity:
         dim: D, the number of unconstrained coordinates.
         n: rows N of the data plate, or None without one.
         observed: names of the observed sites in the data plate.
+        row_names: arguments of the program with one entry per row.
         gradients: gradient evaluations so far, one per chain and call.
         execution: "replay", "handlers" or "loop"; settled by the first gradient.
     """
@@ -141,12 +142,13 @@ class LogDensity:
         self.gradients = 0
         self._gaussian = GaussianPart.of(self.sites, self.dtype, self.device)
         self._graphs: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
-        self._row_names = tuple(
+        self.row_names = tuple(
             name for name, value in batch.items() if isinstance(value, Tensor) and value.dim() and len(value) == self.n
         )
         self._check_own_subsample()
         self._no_rows = self._why_no_rows()
         self._no_batches = self._no_rows or self._why_no_batches(found.example)
+        self._check_repeats(found.example)
 
     # -- coordinates -------------------------------------------------------------------------------------------
 
@@ -313,7 +315,7 @@ class LogDensity:
                     "plate. Use a full-batch method."
                 )
             rows = {**self.batch, **batch}
-            count = rows[self._row_names[0]].shape[1 if per_chain else 0]
+            count = rows[self.row_names[0]].shape[1 if per_chain else 0]
             ratio = float(self.n or 0) / count
         factors = torch.tensor(
             [ratio, 1.0 / self.temperature, 1.0 / self.likelihood_temperature], dtype=self.dtype, device=self.device
@@ -354,7 +356,7 @@ class LogDensity:
         self, z: Tensor, rows: dict[str, Any], factors: Tensor, target: Target, per_chain: bool, names: list[str]
     ) -> Callable[[Tensor, dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
         fixed = {name: value for name, value in rows.items() if name not in names}
-        in_rows = tuple(0 if per_chain and name in self._row_names else None for name in names)
+        in_rows = tuple(0 if per_chain and name in self.row_names else None for name in names)
 
         def one(leaves: list[Tensor], factors: Tensor, *tensors: Tensor) -> Tensor:
             batch = {**dict(zip(names, tensors, strict=True)), **fixed}
@@ -424,6 +426,23 @@ class LogDensity:
                 "program draws its own subsample. Drop subsample_size; fit draws the mini-batches."
             )
 
+    def _check_repeats(self, example: Mapping[str, Tensor]) -> None:
+        """Evaluate twice; a density has one value.
+
+        Raises:
+            RandomDensity: it has two.
+        """
+        values = []
+        for attempt in range(2):
+            with torch.no_grad(), program.unchecked(), _rng.isolated(attempt, "repeat"):
+                found = terms.evaluate(self.model, self.batch, example, self.structure)
+            values.append(found.outside if found.rows is None else found.outside + found.rows.sum())
+        if not torch.equal(torch.as_tensor(values[0]).nan_to_num(), torch.as_tensor(values[1]).nan_to_num()):
+            raise RandomDensity(
+                "The log density is random: two evaluations at one point differ. Dropout in training mode, or a value that "
+                "is sampled outside pyro.sample? Put the network in eval mode, or make the draw a latent site."
+            )
+
     def _why_no_rows(self) -> NotFactorised | None:
         plate = self.structure.plate
         if self.n is None:
@@ -437,10 +456,10 @@ class LogDensity:
 
     def _why_no_batches(self, example: Mapping[str, Tensor]) -> NotFactorised | None:
         """Compare the first half of the rows on their own with the same rows among all."""
-        if not self._row_names:
+        if not self.row_names:
             return NotFactorised("The program closes over its data: rows cannot be selected. Pass them as arguments.")
         half = max(1, (self.n or 0) // 2)
-        part = {**self.batch, **{name: self.batch[name][:half] for name in self._row_names}}
+        part = {**self.batch, **{name: self.batch[name][:half] for name in self.row_names}}
         local = {site.name for site in self.sites if site.scope == "local"}
         values = {name: value[..., :half] if name in local and value.dim() == 1 else value for name, value in example.items()}
         with torch.no_grad(), program.unchecked():

@@ -66,6 +66,7 @@ def evaluate(
     """
     enumerate_from = -structure.nesting - 1 if structure.discrete else None
     trace = program.run(model, batch, values, enumerate_from=enumerate_from)
+    _refuse_other_sites(trace, values, structure)
     if structure.discrete and not structure.by_row:
         return _summed_out_by_pyro(trace, structure, values, skip)
     prior: Tensor | float = 0.0
@@ -89,6 +90,25 @@ def evaluate(
         else:
             outside = outside + log_probability.sum()
     return Terms(prior, outside, _sum_out(rows, structure) if rows else None, local)
+
+
+def _refuse_other_sites(trace: Trace, values: Mapping[str, Tensor], structure: Structure) -> None:
+    """Stop when the program visits other latent sites than discovery saw: they would be random or forgotten.
+
+    Raises:
+        ModelError: naming the sites.
+    """
+    visited = {name for name, site in trace.nodes.items() if site["type"] == "param" or _is_unobserved(site)}
+    different = visited.symmetric_difference({*values, *structure.discrete})
+    if different:
+        raise ModelError(
+            f"The program visits other latent sites here than on its first run: {sorted(different)}. bayesdl needs the "
+            "same sites every time; write the branch as a mixture, or as one site with another scale."
+        )
+
+
+def _is_unobserved(site: Message) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], program._Subsample)
 
 
 def _probability_sites(trace: Trace) -> list[Message]:

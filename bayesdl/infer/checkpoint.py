@@ -44,7 +44,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+        if type(self.every) is not int or self.every < 1:
             raise MethodError(f"every={self.every!r} is not possible for a checkpoint: it must be at least 1 step.")
 
     @property
@@ -96,8 +96,10 @@ class Checkpoint:
                 state[name] = torch.Generator(device=device)
                 state[name].set_state(tensors[name])
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise FileError(f"{self.file} is not a checkpoint of bayesdl ({error!r}); delete it to start anew.") from None
-        return state | scalars
+            message = f"{self.file} is not a checkpoint of bayesdl ({error!r}); delete it to start anew."
+            raise FileError(message) from None
+        state.update(scalars)
+        return state
 
     def _compare(self, stored: Fingerprint, current: Fingerprint) -> None:
         different = [
@@ -107,7 +109,7 @@ class Checkpoint:
         ]
         if not different:
             return
-        lines = "".join(f"\n  {name}: {stored.get(name)!r} in the file, {current.get(name)!r} now" for name in different)
+        lines = "".join(f"\n  {key}: {stored.get(key)!r} in the file, {current.get(key)!r} now" for key in different)
         advice = (
             "pass Checkpoint(path, allow_inexact=True) to go on without bit-for-bit equality"
             if INEXACT.issuperset(different)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 
 from bayesdl._rng import generator
 from bayesdl.infer.checkpoint import State
@@ -34,13 +33,11 @@ class DataOrder:
         """The entries that the order adds to an engine's state: generators, and the permutations ``[M, N]``."""
         if self.size is None:
             return {}
-        state: State = {
-            f"order.{k}": generator(self.seed, "member", k, "data order") for k in range(self.members)
-        }
+        state: State = {f"order.{k}": generator(self.seed, "member", k, "data order") for k in range(self.members)}
         return state | {"order": torch.empty(self.members, 0, dtype=torch.int64), "order.next": self.batches}
 
-    def next(self, state: State) -> tuple[dict[str, Any] | None, State]:
-        """The next mini-batch ``[M, B, ...]`` (None for all rows), and the changed entries."""
+    def next(self, state: State) -> tuple[Tensor | None, State]:
+        """The next mini-batches' rows ``[M, B]`` (None for all rows), and the changed entries of the state."""
         if self.size is None:
             return None, {}
         order, position = state["order"], state["order.next"]
@@ -49,4 +46,4 @@ class DataOrder:
             order = torch.stack([torch.randperm(self.problem.n, generator=stream) for stream in streams])
             position = 0
         index = order[:, position * self.size : (position + 1) * self.size]
-        return self.problem.minibatch(index), {"order": order, "order.next": position + 1}
+        return index, {"order": order, "order.next": position + 1}

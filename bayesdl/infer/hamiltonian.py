@@ -45,7 +45,8 @@ def evaluate(z: Tensor, value_and_grad: ValueAndGrad) -> Point:
 
 def kinetic(momentum: Tensor) -> Tensor:
     """Kinetic energy ``|p|^2 / 2 [...]`` of whitened momenta ``[..., D]``."""
-    return 0.5 * torch.linalg.vecdot(momentum, momentum)
+    square: Tensor = torch.linalg.vecdot(momentum, momentum)
+    return 0.5 * square
 
 
 def leapfrog(

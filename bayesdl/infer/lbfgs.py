@@ -30,29 +30,30 @@ class LBFGSEngine(Engine):
     problem: Problem
     target: Target
     iterations: int
+    members: int
     begin: Callable[[], Tensor]
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Count the steps; their number is an upper limit, since a member ends when it has converged."""
         self.chunks = math.ceil(self.iterations / CHUNK)
-        self.total = self.chunks
+        self.total = self.chunks * self.members
 
     def init(self) -> State:
         """All members at their starts."""
         z = self.begin()
-        self.total = self.chunks * len(z)
-        return {"z": z, "member": 0, "chunks": torch.zeros(len(z), dtype=torch.int64), "loss": z.new_full((len(z),), math.inf)}
+        chunks = torch.zeros(self.members, dtype=torch.int64)
+        return {"z": z, "member": 0, "chunks": chunks, "loss": z.new_full((self.members,), math.inf)}
 
     def done(self, state: State) -> bool:
         """When the last member has ended."""
-        return bool(state["member"] >= len(state["z"]))
+        return bool(state["member"] >= self.members)
 
     def step(self, state: State) -> State:
         """Move the member at work; pass on to the next one when it has converged or used its iterations."""
         k, scale = state["member"], self.problem.density.n or 1
         z = state["z"][k : k + 1].clone().requires_grad_()
-        optimiser = torch.optim.LBFGS(
+        optimiser: torch.optim.Optimizer = torch.optim.LBFGS(
             [z],
             max_iter=min(CHUNK, self.iterations - CHUNK * int(state["chunks"][k])),
             history_size=20,
@@ -61,33 +62,33 @@ class LBFGSEngine(Engine):
             line_search_fn="strong_wolfe",
         )
 
-        def closure() -> Tensor:
+        def closure() -> float:
             value, gradient = self.problem.density.value_and_grad(z.detach(), target=self.target)
             z.grad = -gradient / scale
-            return -value.sum() / scale
+            return -float(value) / scale
 
         optimiser.step(closure)
-        loss = closure().detach()
-        if not (loss.isfinite() and z.isfinite().all()):
+        loss = closure()
+        if not (math.isfinite(loss) and z.isfinite().all()):
             raise Divergence(
-                f"{self.label}: L-BFGS left the finite numbers at member {k} of {len(state['z'])}, iteration "
+                f"{self.label}: L-BFGS left the finite numbers at member {k} of {self.members}, iteration "
                 f"{CHUNK * int(state['chunks'][k])} to {CHUNK * int(state['chunks'][k] + 1)}; use optimizer='adam'."
             )
         new = state | {"z": state["z"].clone(), "chunks": state["chunks"].clone(), "loss": state["loss"].clone()}
         new["z"][k], new["loss"][k] = z.detach()[0], loss
         new["chunks"][k] += 1
-        gain = float(state["loss"][k] - loss)
-        if gain <= 1e-13 * (1 + abs(float(loss))) or new["chunks"][k] >= self.chunks:
+        if state["loss"][k] - loss <= 1e-13 * (1 + abs(loss)) or new["chunks"][k] >= self.chunks:
             new["member"] = k + 1
         return new
 
     def status(self, state: State) -> str:
-        """The losses of the members that have begun."""
-        return f"member {min(state['member'] + 1, len(state['z']))} of {len(state['z'])}"
+        """The member at work."""
+        return f"member {min(state['member'] + 1, self.members)} of {self.members}"
 
     def result(self, state: State) -> Tensor:
         """The values reached, ``[M, D]``."""
-        return state["z"]  # type: ignore[no-any-return]  # a state's values are typed Any
+        values: Tensor = state["z"]
+        return values
 
     def report(self, state: State) -> dict[str, Any]:
         """Final losses and the steps of 50 iterations that each member took."""

@@ -73,6 +73,7 @@ class Run:
         callback: called with the state after every step; a true result ends the run.
         progress: whether to show a bar; None asks the terminal.
         init: where the engine is asked to start, as given to ``fit`` (see starts.py).
+        learn_prior: whether the prior is to be learnt on ``problem.prior_rows`` first.
         identity: what else must agree when a checkpoint is resumed (method, settings, data), as JSON values.
         tally: shared by all stages.
     """
@@ -82,6 +83,7 @@ class Run:
     callback: Callback | None = None
     progress: bool | None = None
     init: Any = None
+    learn_prior: bool = False
     identity: Fingerprint = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
 
@@ -114,32 +116,36 @@ class Run:
         here = density.gradients
         fingerprint = self.fingerprint(density) if self.checkpoint else {}
         state = self.checkpoint.load(fingerprint) if self.checkpoint else None
+        earlier = state["gradients"] if state else 0
         if state is None:
-            state = engine.init() | {"step": 0, "gradients": 0}
-            state["gradients"] = density.gradients - here
-        offset = state["gradients"] - (density.gradients - here)
+            state = engine.init() | {"step": 0}
+        state["gradients"] = earlier + density.gradients - here
         saved = -1
         bar = Bar(engine.label, engine.total, self.progress)
         # State and generator positions change in one assignment, so that an interrupt can fall nowhere in between.
         kept = state, _positions(state)
+
+        def status() -> str:
+            return engine.status(kept[0])
+
         try:
             while not (engine.done(kept[0]) or self.tally.interrupted or self.tally.stopped):
                 new = engine.step(kept[0])
                 new["step"] = kept[0]["step"] + 1
-                new["gradients"] = offset + density.gradients - here
+                new["gradients"] = earlier + density.gradients - here
                 kept = new, _positions(new)
                 if self.checkpoint and new["step"] % self.checkpoint.every == 0:
                     self.checkpoint.save(new, fingerprint)
                     saved = new["step"]
                 if self.callback is not None and self.callback(new):
                     self.tally.stopped = True
-                bar.update(new["step"], lambda: engine.status(kept[0]))
+                bar.update(new["step"], status)
         except KeyboardInterrupt:
             self.tally.interrupted = True
             _rewind(*kept)
             saved = -1
         finally:
-            bar.close(kept[0]["step"], lambda: engine.status(kept[0]))
+            bar.close(kept[0]["step"], status)
         state = kept[0]
         if self.checkpoint and saved != state["step"]:
             self.checkpoint.save(state, fingerprint)
@@ -166,23 +172,22 @@ class Run:
         # A gradient and not a value alone: the first one settles which execution path the density takes.
         point = torch.full((1, density.dim), 0.1, dtype=density.dtype, device=density.device)
         probe = float(density.value_and_grad(point, target="joint")[0])
-        return json.loads(  # type: ignore[no-any-return]  # json gives Any; this is a dict by construction
-            json.dumps(
-                {
-                    **self.identity,
-                    "seed": self.seed,
-                    "sites": {site.name: list(site.shape) for site in density.sites},
-                    "dim": density.dim,
-                    PROBE: probe,
-                    "dtype": str(density.dtype),
-                    "device": str(density.device),
-                    "torch": str(torch.__version__),
-                    "pyro": str(pyro.__version__),
-                    "threads": torch.get_num_threads(),
-                    "execution": density.execution,
-                }
-            )
-        )
+        fields = {
+            **self.identity,
+            "seed": self.seed,
+            "sites": {site.name: list(site.shape) for site in density.sites},
+            "dim": density.dim,
+            PROBE: probe,
+            "dtype": str(density.dtype),
+            "device": str(density.device),
+            "torch": str(torch.__version__),
+            "pyro": str(pyro.__version__),
+            "threads": torch.get_num_threads(),
+            "execution": density.execution,
+        }
+        # Through JSON and back, so that it compares equal with what a file holds (tuples become lists).
+        plain: Fingerprint = json.loads(json.dumps(fields))
+        return plain
 
 
 def _positions(state: State) -> dict[str, torch.Tensor]:

@@ -27,28 +27,28 @@ from bayesdl.posterior.problem import Problem, prepare
 Init = Mapping[str, Tensor] | Posterior | str | None
 
 
-def positive(method: str, **settings: float) -> None:
+def positive(method: str, **settings: Any) -> None:
     """Raise MethodError for a setting that is not a positive finite number."""
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise MethodError(f"{method}({name}={value!r}): {name} must be a positive number.")
 
 
-def whole(method: str, at_least: int = 1, **settings: int | None) -> None:
+def whole(method: str, at_least: int = 1, **settings: Any) -> None:
     """Raise MethodError for a setting that is not a whole number of the given least size; None passes."""
     for name, value in settings.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < at_least):
             raise MethodError(f"{method}({name}={value!r}): {name} must be a whole number, at least {at_least}.")
 
 
-def fraction(method: str, **settings: float) -> None:
+def fraction(method: str, **settings: Any) -> None:
     """Raise MethodError for a setting that is not strictly between 0 and 1."""
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
             raise MethodError(f"{method}({name}={value!r}): {name} must lie between 0 and 1, both excluded.")
 
 
-def one_of(method: str, allowed: tuple[str | None, ...], **settings: str | None) -> None:
+def one_of(method: str, allowed: tuple[str | None, ...], **settings: Any) -> None:
     """Raise MethodError for a setting that is not in the list."""
     for name, value in settings.items():
         if value not in allowed:
@@ -56,7 +56,7 @@ def one_of(method: str, allowed: tuple[str | None, ...], **settings: str | None)
             raise MethodError(f"{method}({name}={value!r}): {name} must be one of {choices}.")
 
 
-def rate(method: str, **settings: float | Schedule) -> None:
+def rate(method: str, **settings: Any) -> None:
     """Raise MethodError for a setting that is neither a positive number nor a Schedule."""
     for name, value in settings.items():
         as_schedule(value, f"{method}: {name}")
@@ -89,7 +89,7 @@ class Method(ABC):
         if self.temperature != 1 and not self.tempered:
             raise MethodError(
                 f"{self.name}(temperature={self.temperature!r}): only temperature=1 means something here, because "
-                f"{self.name} looks for a maximum or trains networks one by one; it does not sample a tempered posterior."
+                f"{self.name} looks for maxima; it does not approximate a tempered posterior."
             )
 
     def settings(self) -> dict[str, Any]:
@@ -104,8 +104,11 @@ class Method(ABC):
                 f"{parameters} are pyro.param sites, which have no prior to sample from; give them a prior with "
                 "pyro.sample, or use MAP, MaximumLikelihood or a variational method, which estimate them"
             )
-        if getattr(self, "batch_size", None) is not None and not density.factorised:
-            return "mini-batches need a log density with one term per row; use batch_size=None (all rows)"
+        if getattr(self, "batch_size", None) is not None:
+            if not density.factorised:
+                return "mini-batches need a log density with one term per row; use batch_size=None (all rows)"
+            if any(site.scope == "local" for site in density.sites):
+                return "mini-batches need latents that all rows share; use batch_size=None (all rows)"
         return None
 
     def fit(
@@ -172,6 +175,7 @@ class Method(ABC):
                 callback=callback,
                 progress=progress,
                 init=init,
+                learn_prior=prior_rows is not None,
                 identity={"method": self.name, "settings": self.settings(), "data": data_fingerprint(problem)},
             )
             posterior = self._fit(problem, run)

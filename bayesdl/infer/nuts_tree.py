@@ -5,17 +5,18 @@ points, drawn with weights ``exp(-H)``, biased towards the half that was added l
 "A conceptual introduction to Hamiltonian Monte Carlo", appendix A.3; the criterion between neighbouring subtrees is the
 one that Stan added in 2019).
 
-**Without recursion.** The new half of depth j has the leaves 0 ... 2^j - 1, the same for all chains. At leaf n the blocks
-that end are those of size 2, 4, ..., 2^t, where t counts the trailing ones of n in binary; the block of size 2^k began at
+**Without recursion.** The new half of depth j has the leaves 0 ... 2^j - 1, the same for all chains. At leaf n those
+blocks end whose size is 2, 4, ..., 2^t, where t counts the trailing ones of n in binary; the block of size 2^k began at
 a = n - 2^k + 1, whose binary form is n with k trailing ones cleared. An even leaf a is therefore kept in slot
-``1 + popcount(a)``: at leaf n the slots of the blocks that end there are the contiguous range up to ``1 + popcount(n)``,
-and no slot is overwritten before its block is complete. Slot 0 holds the old trajectory, which makes "old trajectory plus
-new half" one more block that ends at the last leaf. Memory is ``3 (max_depth + 1) C D`` numbers.
+``1 + popcount(a)``: at leaf n the slots of the ending blocks are a contiguous range below ``1 + popcount(n)``, and no
+slot is overwritten before its block is complete. Slot 0 holds the old trajectory, which makes "old trajectory plus new
+half" one more block that ends at the last leaf. Memory is ``3 (max_depth + 1) C D`` numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ Bools = NDArray[np.bool_]
 
 FIRST, BEFORE, SUM = range(3)
 """A slot: momentum at the block's first leaf, momentum one leaf earlier, sum of the momenta before the first leaf."""
+
+
+class End(NamedTuple):
+    """One end of a trajectory, each ``[C, D]``."""
+
+    z: Tensor
+    p: Tensor
+    grad: Tensor
 
 
 def nuts_transition(
@@ -47,21 +56,22 @@ def nuts_transition(
         momentum: ``[C, D]`` standard normal draws (whitened momenta).
         step_size: of the leapfrog integrator.
         scale: ``[D]`` square root of the diagonal of the inverse mass matrix.
-        uniforms: ``depth -> [2 + 2^depth, C]`` draws from U(0, 1) on the CPU. Row 0 chooses the direction, row 1 decides
-            between the old trajectory and the new half, row 2 + n decides whether leaf n becomes the half's candidate.
+        uniforms: ``depth -> [2 + 2^depth, C]`` draws from U(0, 1) on the CPU. Row 0 chooses the direction, row 1
+            decides between the old trajectory and the new half, row 2 + n whether leaf n becomes the half's candidate.
         value_and_grad: the log density; called once a leaf for all chains, also for those that have stopped.
         max_depth: at most ``2^max_depth - 1`` leapfrog steps.
 
     Returns:
-        The new :class:`Point` and, each ``[C]``: ``acceptance`` (mean over the trajectory of ``min(1, exp(-error))``),
-        ``energy`` (of the chosen point), ``divergent``, ``depth`` (completed doublings), ``leapfrogs``, ``log_density``.
+        The new :class:`Point` and, each ``[C]``: ``acceptance`` (mean over the trajectory of
+        ``min(1, exp(H_start - H))``), ``energy`` (of the chosen point), ``divergent``, ``depth`` (completed doublings),
+        ``leapfrogs``, ``log_density``.
     """
     chains, device = len(start.z), start.z.device
 
     def column(values: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(values).to(device)[:, None]
 
-    backward = forward = (start.z, momentum, start.grad)
+    backward = forward = End(start.z, momentum, start.grad)
     total = momentum
     slots = start.z.new_empty((max_depth + 1, 3, *start.z.shape))
     chosen_z, chosen_grad = start.z, start.grad
@@ -79,8 +89,8 @@ def nuts_transition(
         to_front = column(ahead)
         signed = np.where(active, np.where(ahead, step_size, -step_size), 0.0)
         step = column(signed).to(scale.dtype) * scale
-        z, p, grad = (torch.where(to_front, f, b) for f, b in zip(forward, backward, strict=True))
-        slots[0, FIRST] = torch.where(to_front, backward[1], forward[1])
+        z, p, grad = _choose(to_front, forward, backward)
+        slots[0, FIRST] = torch.where(to_front, backward.p, forward.p)
         torch.neg(total, out=slots[0, SUM])
         half = torch.zeros_like(total)
         half_weight = np.full(chains, -np.inf)
@@ -140,8 +150,8 @@ def nuts_transition(
         if not active.any():
             break
         total = total + half
-        forward = tuple(torch.where(to_front, new, old) for new, old in zip((z, p, grad), forward, strict=True))
-        backward = tuple(torch.where(to_front, old, new) for new, old in zip((z, p, grad), backward, strict=True))
+        end = End(z, p, grad)
+        forward, backward = _choose(to_front, end, forward), _choose(to_front, backward, end)
 
     point = Point(chosen_z, torch.from_numpy(chosen_value), chosen_grad)
     return point, {
@@ -154,11 +164,15 @@ def nuts_transition(
     }
 
 
+def _choose(mask: Tensor, yes: End, no: End) -> End:
+    return End(*(torch.where(mask, a, b) for a, b in zip(yes, no, strict=True)))
+
+
 def _look(blocks: Tensor, p: Tensor, total: Tensor, value: Tensor) -> tuple[Floats, Bools]:
     """Energy of the newest leaf and whether the blocks ``[b, 3, C, D]`` that end at it have turned, in one transfer.
 
-    A block with end momenta ``p_a, p_b`` and momentum sum ``rho`` goes on while ``p_a . rho > 0`` and ``p_b . rho > 0``;
-    its halves are also tested together with the first leaf of the other half. The next slot begins the second half.
+    A block with end momenta ``p_a``, ``p_b`` and momentum sum ``rho`` goes on while ``p_a . rho > 0`` and
+    ``p_b . rho > 0``; each half is also tested with the other's nearest leaf. The next slot begins the second half.
 
     Returns:
         ``energy [C]`` and ``turned [b, C]``.

@@ -1,7 +1,7 @@
 """Elementwise first-order optimisers as pure functions: slots in, step and slots out.
 
-``torch.optim`` keeps its state in objects that change in place. These give the same numbers (a test compares them), leave
-the old state as it was, as the loop asks, and treat every element alone, so that one ``[M, D]`` buffer holds M
+``torch.optim`` keeps its state in objects that change in place. These give the same numbers (a test compares them),
+leave the old state as it was, as the loop asks, and treat every element alone, so that one ``[M, D]`` buffer holds M
 independent members.
 """
 

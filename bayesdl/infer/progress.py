@@ -42,7 +42,8 @@ class Bar:
             return
         if self.progress is None:
             self._open()
-        assert self.progress is not None and self.task is not None
+        assert self.progress is not None
+        assert self.task is not None
         self.progress.update(self.task, completed=step, status=status())
         self.progress.refresh()
         self.next = time.monotonic() + INTERVAL

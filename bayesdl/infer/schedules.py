@@ -11,7 +11,7 @@ from typing import Any
 from bayesdl.errors import MethodError
 
 
-def _check(name: str, value: float, ok: bool, allowed: str) -> None:
+def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and ok):
         raise MethodError(f"{name}={value!r} is not possible for a schedule: it must be {allowed}.")
 
@@ -114,7 +114,7 @@ class Cyclical(Schedule):
         return self.initial * 0.5 * (1 + math.cos(math.pi * (step % self.length) / self.length))
 
 
-def as_schedule(value: float | Schedule, name: str = "step_size") -> Schedule:
+def as_schedule(value: Any, name: str = "step_size") -> Schedule:
     """A number as a constant schedule; a schedule as it is.
 
     Raises:

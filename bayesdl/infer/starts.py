@@ -16,9 +16,7 @@ from bayesdl.posterior.problem import Problem
 STARTS = ("prior", "network", "map")
 
 
-def start(
-    problem: Problem, run: Run, chains: int, default: str = "prior", batch_size: int | None = None
-) -> Tensor:
+def start(problem: Problem, run: Run, chains: int, default: str = "prior", batch_size: int | None = None) -> Tensor:
     """Starting points in unconstrained coordinates.
 
     Args:
@@ -45,7 +43,7 @@ def start(
         return _from_network(problem, run, chains)
     if init == "map":
         return _from_mode(problem, run, chains, batch_size)
-    raise MethodError(f"init={init!r} is unknown: use one of {', '.join(STARTS)}, a dict of site values, or a posterior.")
+    raise MethodError(f"init={init!r} is unknown: use {', '.join(STARTS)}, a dict of site values, or a posterior.")
 
 
 def _from_network(problem: Problem, run: Run, chains: int) -> Tensor:

@@ -1,8 +1,9 @@
 r"""Dual activations: E[phi(u) phi(v)] when (u, v) is a zero-mean bivariate normal.
 
-The covariance of (u, v) is ``[[q1, q12], [q12, q2]]``. The three arguments of every function are tensors that broadcast
-against each other; all operations are elementwise, so any leading batch shape works. Rounding may make ``q12**2`` exceed
-``q1 * q2`` a little; the functions treat that as correlation one, and neither value nor gradient is ever NaN.
+The covariance of (u, v) is ``[[q1, q12], [q12, q2]]``. The three arguments of every function are tensors that
+broadcast against each other; all operations are elementwise, so any leading batch shape works. Rounding may make
+``q12**2`` exceed ``q1 * q2`` a little; the functions treat that as correlation one, and neither value nor gradient is
+ever NaN.
 """
 
 from __future__ import annotations
@@ -48,10 +49,9 @@ class _ReLU(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(  # type: ignore[override]  # the base class declares *Any
-        ctx: torch.autograd.function.BackwardCFunction, grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        q1, q2, q12 = ctx.saved_tensors
+    def backward(ctx: torch.autograd.function.BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        q1, q2, q12 = saved[0], saved[1], saved[2]
         root, theta = _angle(q1, q2, q12)
         by_variance = grad * root / (4 * math.pi)
         # A point of zero variance is the kink of the kernel: like relu's own derivative at 0, it is taken as 0.
@@ -61,7 +61,7 @@ class _ReLU(torch.autograd.Function):
 
 
 def relu(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
-    r"""E[relu(u) relu(v)] = (sqrt(q1 q2 - q12^2) + q12 (pi - theta)) / (2 pi), with cos(theta) the correlation.
+    r"""The dual of relu: (sqrt(q1 q2 - q12^2) + q12 (pi - theta)) / (2 pi), with cos(theta) the correlation.
 
     Args:
         q1: variance of u, ``[...]``, not negative.
@@ -79,7 +79,7 @@ def relu(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
 
 
 def erf(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
-    r"""E[erf(u) erf(v)] = (2/pi) arcsin(2 q12 / sqrt((1 + 2 q1)(1 + 2 q2))).
+    r"""The dual of erf: (2/pi) arcsin(2 q12 / sqrt((1 + 2 q1)(1 + 2 q2))).
 
     It is evaluated as ``arctan2(2 q12, sqrt(r))`` with ``r = (1 + 2 q1)(1 + 2 q2) - 4 q12^2``; Cauchy-Schwarz gives
     ``r >= 1 + 2 q1 + 2 q2 >= 1``, so the derivative is finite everywhere.
@@ -99,7 +99,7 @@ def erf(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
 
 
 def linear(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
-    """E[u v] = q12: the identity as an activation."""
+    """The dual of the identity: q12."""
     return q12
 
 
@@ -119,8 +119,8 @@ def _linear_variance(q: Tensor) -> Tensor:
 class Dual:
     """The two expectations that the kernel recursion needs of one activation.
 
-    ``covariance(q1, q2, q12)`` is E[phi(u) phi(v)]; ``variance(q)`` is E[phi(u)^2], which equals ``covariance(q, q, q)``
-    but is exact to the last digit.
+    ``covariance(q1, q2, q12)`` is E[phi(u) phi(v)]; ``variance(q)`` is E[phi(u)^2], which equals
+    ``covariance(q, q, q)`` but is exact to the last digit.
     """
 
     covariance: Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -1,6 +1,8 @@
 r"""The NNGP recursion: the covariance of an infinitely wide network's outputs under its prior.
 
-    K^0(x, x') = x^T x' / d,    K <- w_std^2 K + b_std^2 (dense),    K <- E[phi(u) phi(v)], (u, v) ~ N(0, K) (activation)
+    K(x, x') = x^T x' / d at the inputs
+    K <- w_std^2 K + b_std^2 at a dense layer
+    K <- E[phi(u) phi(v)], (u, v) ~ N(0, K), at an activation
 
 Sources: Neal (1996), ch. 2; Lee et al. (2018), Deep neural networks as Gaussian processes, eqs. 4-5.
 """
@@ -34,7 +36,7 @@ def input_covariance(x1: Tensor, x2: Tensor, diag: bool = False) -> Covariance:
 def propagate(
     layers: Sequence[Layer], covariance: Covariance, w_var: Sequence[Tensor], b_var: Sequence[Tensor]
 ) -> Covariance:
-    """Carry a covariance through the layers, with the variances of the k-th dense layer in ``w_var[k]``, ``b_var[k]``."""
+    """Carry a covariance through the layers; the k-th dense one has the variances ``w_var[k]`` and ``b_var[k]``."""
     k = 0
     for layer in layers:
         if isinstance(layer, Dense):

@@ -14,7 +14,7 @@ from bayesdl.infinite.kernel import input_covariance, propagate
 from bayesdl.infinite.layers import Activation, Dense, Layer, check_layers, fully_connected
 
 
-class NNGPKernel(Kernel):  # type: ignore[misc]  # gpytorch ships no types
+class NNGPKernel(Kernel):
     """Covariance of the outputs of an infinitely wide fully connected network, as a GPyTorch kernel.
 
     The variances of weights and biases of every dense layer are hyperparameters, held as logarithms: ``raw_w_var``
@@ -95,7 +95,7 @@ class NNGPKernel(Kernel):  # type: ignore[misc]  # gpytorch ships no types
         """
         if last_dim_is_batch:
             x1, x2 = x1.mT.unsqueeze(-1), x2.mT.unsqueeze(-1)
-        # Append the dimensions over which a layer's variance is constant: pairs of rows, and features if they are batched.
+        # A layer's variance is constant over pairs of rows, and over features where they are batched.
         constant = (1 if diag else 2) + last_dim_is_batch
         w_var = [v.reshape(*v.shape, *[1] * constant) for v in self.w_var.unbind(-1)]
         biases = iter(self.b_var.unbind(-1))

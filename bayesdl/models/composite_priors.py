@@ -9,13 +9,13 @@ from fnmatch import fnmatchcase
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions.distribution import Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor
 
 from bayesdl.errors import ModelError
 from bayesdl.models.parameters import ParameterInfo
 from bayesdl.models.positive import PositivePrior
-from bayesdl.models.prior import NO_SCALES, Prior, check_scale, location_and_sd
+from bayesdl.models.prior import NO_SCALES, Prior, check_scale, location_and_sd, over_shape
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class PerParameter(Prior):
 
     def __post_init__(self) -> None:
         # Pairs, not a mapping: JSON writers may sort keys, and the order decides which pattern wins.
-        pairs = tuple(self.patterns.items() if isinstance(self.patterns, Mapping) else map(tuple, self.patterns))
+        given = self.patterns.items() if isinstance(self.patterns, Mapping) else self.patterns
+        pairs = tuple((str(pattern), prior) for pattern, prior in given)
         if not pairs or not all(isinstance(prior, Prior) for _, prior in pairs):
             raise ModelError(f"PerParameter needs at least one pattern, each with a prior; got {dict(pairs)!r}.")
         object.__setattr__(self, "patterns", pairs)
@@ -94,7 +95,7 @@ class PerParameter(Prior):
         for pattern, prior, group in self._groups(sites):
             if not group:
                 taken = any(fnmatchcase(name, pattern) for name in names)
-                why = "comes after patterns that take all it matches (the first match wins)" if taken else "matches none"
+                why = "comes after patterns that take all its matches (the first wins)" if taken else "matches nothing"
                 raise ModelError(f"Pattern {pattern!r} of PerParameter {why}; the parameters are {names}.")
             prior.check(group)
         scale_names = self.scale_names(sites)
@@ -170,7 +171,7 @@ class Hierarchical(Prior):
         if name not in scales:
             raise ModelError(f"The prior of {site.name!r} depends on site {name!r}, which has no value here.")
         mean, sd = location_and_sd(site, self.scale, self.w_std, self.b_std)
-        return dist.Normal(site.scalar(mean), scales[name] * sd).expand(site.shape).to_event(len(site.shape))
+        return over_shape(dist.Normal(site.scalar(mean), scales[name] * sd), site)
 
     def check(self, sites: Sequence[ParameterInfo]) -> None:
         """Every parameter needs a fan-in when scale is "fan_in"."""

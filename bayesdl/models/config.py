@@ -40,7 +40,7 @@ def decode(config: Any, table: Mapping[str, type]) -> Any:
     if not isinstance(config, dict):
         return config
     name = config.get("class")
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ModelRequired(f"The file asks for {name!r}, which this version of bayesdl does not know; pass model=...")
     arguments = {key: decode(item, table) for key, item in config.items() if key != "class"}
     try:

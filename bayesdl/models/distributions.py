@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
+
+_Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 
 class AsymmetricLaplace(TorchDistribution):
@@ -37,7 +40,7 @@ class AsymmetricLaplace(TorchDistribution):
         self.loc, self.scale, self.tau = broadcast_all(loc, scale, tau)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> AsymmetricLaplace:
+    def expand(self, batch_shape: _Shape, _instance: Any = None) -> AsymmetricLaplace:
         """The same distribution over a larger batch shape."""
         new: AsymmetricLaplace = self._get_checked_instance(AsymmetricLaplace, _instance)
         new.loc, new.scale, new.tau = (value.expand(batch_shape) for value in (self.loc, self.scale, self.tau))
@@ -105,7 +108,7 @@ class ScaleMixtureNormal(TorchDistribution):
         self.pi, self.sigma1, self.sigma2 = broadcast_all(pi, sigma1, sigma2)
         super().__init__(self.pi.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> ScaleMixtureNormal:
+    def expand(self, batch_shape: _Shape, _instance: Any = None) -> ScaleMixtureNormal:
         """The same distribution over a larger batch shape."""
         new: ScaleMixtureNormal = self._get_checked_instance(ScaleMixtureNormal, _instance)
         new.pi, new.sigma1, new.sigma2 = (value.expand(batch_shape) for value in (self.pi, self.sigma1, self.sigma2))
@@ -117,9 +120,9 @@ class ScaleMixtureNormal(TorchDistribution):
         """Log density, by logaddexp of the two components."""
         if self._validate_args:
             self._validate_sample(value)
-        first = torch.distributions.Normal(0.0 * self.sigma1, self.sigma1, validate_args=False).log_prob(value)
-        second = torch.distributions.Normal(0.0 * self.sigma2, self.sigma2, validate_args=False).log_prob(value)
-        return torch.logaddexp(self.pi.log() + first, torch.log1p(-self.pi) + second)
+        first = self.pi.log() - self.sigma1.log() - (value / self.sigma1) ** 2 / 2
+        second = torch.log1p(-self.pi) - self.sigma2.log() - (value / self.sigma2) ** 2 / 2
+        return torch.logaddexp(first, second) - math.log(2 * math.pi) / 2
 
     def cdf(self, value: Tensor) -> Tensor:
         """The components' cdfs, mixed."""
@@ -132,7 +135,8 @@ class ScaleMixtureNormal(TorchDistribution):
             shape = self._extended_shape(sample_shape)
             first = torch.rand(shape, dtype=self.pi.dtype, device=self.pi.device) < self.pi
             noise = torch.randn(shape, dtype=self.pi.dtype, device=self.pi.device)
-            return torch.where(first, self.sigma1, self.sigma2) * noise
+            scale: Tensor = torch.where(first, self.sigma1, self.sigma2)
+            return scale * noise
 
     @property
     def mean(self) -> Tensor:

@@ -77,6 +77,16 @@ def _plain(fan_in: Callable[[nn.Module], float]) -> Callable[[nn.Module, str], R
     return role
 
 
+def _linear(module: nn.Module) -> float:
+    assert isinstance(module, nn.Linear)
+    return module.in_features
+
+
+def _bilinear(module: nn.Module) -> float:
+    assert isinstance(module, nn.Bilinear)
+    return module.in1_features * module.in2_features
+
+
 def _conv(module: nn.Module) -> float:
     assert isinstance(module, _ConvNd)
     return module.in_channels / module.groups * math.prod(module.kernel_size)
@@ -121,8 +131,8 @@ def _norm(_: nn.Module, local: str) -> Role | None:
 
 
 _TABLE: dict[type, Callable[[nn.Module, str], Role | None]] = {
-    nn.Linear: _plain(lambda module: module.in_features),  # type: ignore[arg-type, return-value]  # int attribute
-    nn.Bilinear: _plain(lambda module: module.in1_features * module.in2_features),  # type: ignore[operator, return-value]  # int attributes
+    nn.Linear: _plain(_linear),
+    nn.Bilinear: _plain(_bilinear),
     _ConvTransposeNd: _plain(_conv_transpose),
     _ConvNd: _plain(_conv),
     nn.Embedding: _plain(lambda _: 1),

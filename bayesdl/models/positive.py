@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.distribution import Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor
 
 from bayesdl.errors import ModelError
@@ -24,7 +24,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PositivePrior:
     """A scalar prior on the positive reals, kept as its family's name and numbers.
 
@@ -41,13 +41,16 @@ class PositivePrior:
     def __post_init__(self) -> None:
         names = _ARGUMENTS.get(self.family)
         if names is None or len(names) != len(self.arguments):
-            raise ModelError(f"{self.family}{self.arguments} is not a prior on a positive scalar; {_known()}")
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in self.arguments):
-            raise ModelError(f"{self.family}{self.arguments} has an argument that is not a finite number.")
+            raise ModelError(f"{self} is not a prior on a positive scalar; {_known()}")
+        if not all(math.isfinite(value) for value in self.arguments):
+            raise ModelError(f"{self} has an argument that is not a finite number.")
         if any(value <= 0 for name, value in zip(names, self.arguments, strict=True) if name not in ("loc", "low")):
-            raise ModelError(f"{self.family}{self.arguments} needs positive arguments.")
+            raise ModelError(f"{self} needs positive arguments.")
         if self.family == "Uniform" and not 0 <= self.arguments[0] < self.arguments[1]:
-            raise ModelError(f"Uniform{self.arguments} as the prior of a positive number needs 0 <= low < high.")
+            raise ModelError(f"{self} as the prior of a positive number needs 0 <= low < high.")
+
+    def __repr__(self) -> str:
+        return f"{self.family}({', '.join(f'{value:g}' for value in self.arguments)})"
 
     @classmethod
     def of(cls, distribution: PositivePrior | torch.distributions.Distribution, setting: str) -> PositivePrior:
@@ -68,7 +71,9 @@ class PositivePrior:
             raise ModelError(f"{setting}={family}(...) is not a prior on a positive scalar; {_known()}")
         values = [torch.as_tensor(getattr(distribution, name)) for name in _ARGUMENTS[family]]
         if any(value.numel() != 1 for value in values):
-            raise ModelError(f"{setting}={family}(...) has batch shape {tuple(distribution.batch_shape)}; one is needed.")
+            raise ModelError(
+                f"{setting}={family}(...) has shape {tuple(distribution.batch_shape)}; a scalar one is needed."
+            )
         return cls(family, tuple(float(value) for value in values))
 
     def distribution(self, like: Tensor) -> Distribution:

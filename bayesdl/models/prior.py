@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pyro.distributions.distribution import Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor
 
 from bayesdl.errors import ModelError
@@ -41,14 +41,13 @@ class Prior(abc.ABC):
         """Names of the hyperparameter sites that ``sample_scales`` makes."""
         return ()
 
-    @abc.abstractmethod
     def check(self, sites: Sequence[ParameterInfo]) -> None:
         """Raise ModelError unless every parameter has a rule, before anything runs."""
+        for site in sites:
+            self.distribution(site)
 
 
-def location_and_sd(
-    site: ParameterInfo, scale: float | str, w_std: float, b_std: float
-) -> tuple[float, float]:
+def location_and_sd(site: ParameterInfo, scale: float | str, w_std: float, b_std: float) -> tuple[float, float]:
     """Mean and standard deviation of a parameter's prior.
 
     With ``scale="fan_in"``: weights 0 and ``w_std / sqrt(fan_in)``, biases 0 and ``b_std``, a normalising layer's gain
@@ -60,6 +59,12 @@ def location_and_sd(
     if role.kind == "weight":
         return 0.0, w_std / math.sqrt(role.fan_in)
     return (1.0 if role.kind == "gain" else 0.0), b_std
+
+
+def over_shape(one: Distribution, site: ParameterInfo) -> Distribution:
+    """Independent copies of a scalar distribution over the parameter's shape, as one event."""
+    joint: Distribution = one.expand(site.shape).to_event(len(site.shape))
+    return joint
 
 
 def check_scale(prior: str, scale: float | str, w_std: float, b_std: float) -> None:
@@ -76,7 +81,13 @@ def check_scale(prior: str, scale: float | str, w_std: float, b_std: float) -> N
         return
     check_positive(prior, "scale", scale)
     if (w_std, b_std) != (1.0, 1.0):
-        raise ModelError(f"{prior}: w_std and b_std belong to scale='fan_in'; with scale={scale} they would be ignored.")
+        raise ModelError(f"{prior}: w_std and b_std belong to scale='fan_in' and would be ignored with scale={scale}.")
+
+
+def check_unit(owner: str, name: str, value: object) -> None:
+    """Raise ModelError unless ``value`` is a number strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ModelError(f"{owner}: {name} must be strictly between 0 and 1, got {value!r}.")
 
 
 def check_positive(owner: str, name: str, value: object) -> None:

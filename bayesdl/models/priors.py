@@ -9,21 +9,20 @@ log likelihood is minus its log density: ``Normal(s)`` is weight decay ``|w|^2 /
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
-from pyro.distributions.distribution import Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import Tensor
 
-from bayesdl.errors import ModelError
 from bayesdl.models.composite_priors import Hierarchical, PerParameter
 from bayesdl.models.config import decode, encode
 from bayesdl.models.distributions import ScaleMixtureNormal
 from bayesdl.models.parameters import ParameterInfo
 from bayesdl.models.positive import PositivePrior
-from bayesdl.models.prior import NO_SCALES, Prior, check_positive, check_scale, location_and_sd
+from bayesdl.models.prior import NO_SCALES, Prior, check_positive, check_scale, check_unit, location_and_sd, over_shape
 
 __all__ = [
     "Hierarchical",
@@ -59,12 +58,7 @@ class Normal(Prior):
     def distribution(self, site: ParameterInfo, scales: Mapping[str, Tensor] = NO_SCALES) -> Distribution:
         """``Normal(mean, sd)`` over the parameter's shape."""
         mean, sd = location_and_sd(site, self.scale, self.w_std, self.b_std)
-        return dist.Normal(site.scalar(mean), site.scalar(sd)).expand(site.shape).to_event(len(site.shape))
-
-    def check(self, sites: Sequence[ParameterInfo]) -> None:
-        """Every parameter needs a fan-in when scale is "fan_in"."""
-        for site in sites:
-            location_and_sd(site, self.scale, self.w_std, self.b_std)
+        return over_shape(dist.Normal(site.scalar(mean), site.scalar(sd)), site)
 
 
 @dataclass(frozen=True)
@@ -88,12 +82,7 @@ class Laplace(Prior):
         """``Laplace(mean, b)`` over the parameter's shape."""
         mean, sd = location_and_sd(site, self.scale, self.w_std, self.b_std)
         b = sd / math.sqrt(2.0) if isinstance(self.scale, str) else sd
-        return dist.Laplace(site.scalar(mean), site.scalar(b)).expand(site.shape).to_event(len(site.shape))
-
-    def check(self, sites: Sequence[ParameterInfo]) -> None:
-        """Every parameter needs a fan-in when scale is "fan_in"."""
-        for site in sites:
-            location_and_sd(site, self.scale, self.w_std, self.b_std)
+        return over_shape(dist.Laplace(site.scalar(mean), site.scalar(b)), site)
 
 
 @dataclass(frozen=True)
@@ -122,13 +111,7 @@ class StudentT(Prior):
         mean, sd = location_and_sd(site, self.scale, self.w_std, self.b_std)
         matched = isinstance(self.scale, str) and self.df > 2
         scale = sd * math.sqrt((self.df - 2) / self.df) if matched else sd
-        one = dist.StudentT(site.scalar(self.df), site.scalar(mean), site.scalar(scale))
-        return one.expand(site.shape).to_event(len(site.shape))
-
-    def check(self, sites: Sequence[ParameterInfo]) -> None:
-        """Every parameter needs a fan-in when scale is "fan_in"."""
-        for site in sites:
-            location_and_sd(site, self.scale, self.w_std, self.b_std)
+        return over_shape(dist.StudentT(site.scalar(self.df), site.scalar(mean), site.scalar(scale)), site)
 
 
 @dataclass(frozen=True)
@@ -148,21 +131,16 @@ class ScaleMixture(Prior):
     def __post_init__(self) -> None:
         check_positive("ScaleMixture", "sigma1", self.sigma1)
         check_positive("ScaleMixture", "sigma2", self.sigma2)
-        if not 0 < self.pi < 1:
-            raise ModelError(f"ScaleMixture: pi must be strictly between 0 and 1, got {self.pi!r}.")
+        check_unit("ScaleMixture", "pi", self.pi)
 
     def distribution(self, site: ParameterInfo, scales: Mapping[str, Tensor] = NO_SCALES) -> Distribution:
         """The mixture over the parameter's shape."""
         one = ScaleMixtureNormal(site.scalar(self.pi), site.scalar(self.sigma1), site.scalar(self.sigma2))
-        return one.expand(site.shape).to_event(len(site.shape))
-
-    def check(self, sites: Sequence[ParameterInfo]) -> None:
-        """Any parameter will do."""
+        return over_shape(one, site)
 
 
 _TABLE: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (Normal, Laplace, StudentT, ScaleMixture, PerParameter, Hierarchical, PositivePrior)
+    cls.__name__: cls for cls in (Normal, Laplace, StudentT, ScaleMixture, PerParameter, Hierarchical, PositivePrior)
 }
 
 

@@ -11,7 +11,6 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from torch.distributions import (
 )
 
 # Parametrisations of one and the same quantity, preferred one first where the distribution holds several.
-_ALTERNATIVES = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
+_ALTERNATIVES = (("logits", "probs"), ("gate_logits", "gate"), ("scale_tril", "covariance_matrix", "precision_matrix"))
 # Elementwise transforms whose only parameters are the listed ones.
 _TRANSFORMS: dict[type[transforms.Transform], tuple[str, ...]] = {
     transforms.ExpTransform: (),
@@ -80,28 +79,29 @@ def unpack(distribution: Distribution, batch_shape: Sequence[int] | None = None)
     if isinstance(distribution, ExpandedDistribution):
         return unpack(distribution.base_dist, shape)
     if isinstance(distribution, MaskedDistribution):
-        mask = distribution._mask
+        mask: Any = distribution._mask
         own = {"mask": mask.expand(shape)} if isinstance(mask, Tensor) else {}
-        settings = () if own else (("mask", mask),)
-        return _join(type(distribution), own, settings, {"base_dist": unpack(distribution.base_dist, shape)})
+        parts = {"base_dist": unpack(distribution.base_dist, shape)}
+        return _join(type(distribution), own, {} if own else {"mask": mask}, parts)
     if isinstance(distribution, Independent):
         base, inner = distribution.base_dist, distribution.reinterpreted_batch_ndims
         base_shape = shape + base.batch_shape[len(base.batch_shape) - inner :]
-        settings = (("reinterpreted_batch_ndims", inner),)
-        return _join(type(distribution), {}, settings, {"base_distribution": unpack(base, base_shape)})
+        parts = {"base_distribution": unpack(base, base_shape)}
+        return _join(type(distribution), {}, {"reinterpreted_batch_ndims": inner}, parts)
     if isinstance(distribution, MixtureSameFamily):
         component = distribution.component_distribution
         parts = {
             "mixture_distribution": unpack(distribution.mixture_distribution, shape),
             "component_distribution": unpack(component, shape + component.batch_shape[-1:]),
         }
-        return _join(type(distribution), {}, (), parts)
+        return _join(type(distribution), {}, {}, parts)
     if isinstance(distribution, TransformedDistribution) and not distribution.arg_constraints:
         full = shape + distribution.event_shape
-        parts = {f"transforms.{i}": _unpack_transform(t, full) for i, t in enumerate(_flat(distribution.transforms))}
-        return _join(
-            type(distribution), {}, (), {"base_distribution": unpack(distribution.base_dist, shape), **parts}
+        parts = {"base_distribution": unpack(distribution.base_dist, shape)}
+        parts.update(
+            {f"transforms.{i}": _unpack_transform(t, full) for i, t in enumerate(_flat(distribution.transforms))}
         )
+        return _join(type(distribution), {}, {}, parts)
     return _unpack_parameters(distribution, shape)
 
 
@@ -114,14 +114,18 @@ def pack(spec: Spec, tensors: Mapping[str, Tensor]) -> Distribution:
 
     Returns:
         The distribution with batch shape ``[*leading, *batch_shape]``.
+
+    Raises:
+        CannotUnpack: If a constructor refuses what `unpack` read off the distribution.
     """
-    result: Distribution = _build(spec, tensors, "")
+    try:
+        result: Distribution = _build(spec, tensors, "")
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CannotUnpack(f"{spec.family.__name__} cannot be made from its parameters: {error}") from error
     return result
 
 
-def take(
-    distribution: Distribution, index: slice | Tensor, dim: int, dtype: torch.dtype | None = None
-) -> Distribution:
+def take(distribution: Distribution, index: slice | Tensor, dim: int, dtype: torch.dtype | None = None) -> Distribution:
     """Part of a distribution along one of its batch dimensions.
 
     Args:
@@ -144,17 +148,17 @@ def take(
 def stack(distributions: Sequence[Distribution]) -> Distribution:
     """One distribution of batch shape ``[S, *batch_shape]`` from S distributions of the same shape.
 
-    Where the distributions can be taken apart their parameters are stacked; otherwise a `Stacked` holds them as they are.
+    Where the distributions can be taken apart their parameters are stacked; otherwise a `Stacked` holds them.
     """
     try:
         unpacked = [unpack(distribution) for distribution in distributions]
+        spec, first = unpacked[0]
+        shapes = {name: tensor.shape for name, tensor in first.items()}
+        if any(s != spec or {k: t.shape for k, t in tensors.items()} != shapes for s, tensors in unpacked):
+            return Stacked(distributions)
+        return pack(spec, {name: torch.stack([tensors[name] for _, tensors in unpacked]) for name in first})
     except CannotUnpack:
         return Stacked(distributions)
-    spec, first = unpacked[0]
-    shapes = {name: tensor.shape for name, tensor in first.items()}
-    if any(s != spec or {k: t.shape for k, t in tensors.items()} != shapes for s, tensors in unpacked):
-        return Stacked(distributions)
-    return pack(spec, {name: torch.stack([tensors[name] for _, tensors in unpacked]) for name in first})
 
 
 class Stacked(Distribution):
@@ -165,12 +169,10 @@ class Stacked(Distribution):
     def __init__(self, distributions: Sequence[Distribution]) -> None:
         self.members = [_unvalidated(distribution) for distribution in distributions]
         first = self.members[0]
-        super().__init__(
-            torch.Size([len(self.members)]) + first.batch_shape, first.event_shape, validate_args=False
-        )
+        super().__init__(torch.Size([len(self.members)]) + first.batch_shape, first.event_shape, validate_args=False)
 
     @property
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint | None:
         """Support of the first member."""
         return self.members[0].support
 
@@ -239,9 +241,7 @@ def _not_stored(distribution: Distribution, group: Sequence[str], arguments: Seq
     return [name for name in present if name != best]
 
 
-def _broadcast(
-    distribution: Distribution, name: str, value: Tensor, shape: torch.Size, event_dim: int
-) -> Tensor:
+def _broadcast(distribution: Distribution, name: str, value: Tensor, shape: torch.Size, event_dim: int) -> Tensor:
     batch, event = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
     if len(batch) > len(shape) or any(b not in (1, s) for b, s in zip(reversed(batch), reversed(shape), strict=False)):
         raise CannotUnpack(
@@ -284,13 +284,14 @@ def _flat(chain: Sequence[transforms.Transform]) -> list[transforms.Transform]:
 def _join(
     family: type[Any],
     own: dict[str, Tensor],
-    settings: tuple[tuple[str, Any], ...],
+    settings: Mapping[str, Any],
     parts: Mapping[str, tuple[Spec, dict[str, Tensor]]],
 ) -> tuple[Spec, dict[str, Tensor]]:
     tensors = dict(own)
     for path, (_, inner) in parts.items():
         tensors.update({f"{path}/{name}": tensor for name, tensor in inner.items()})
-    return Spec(family, tuple(own), settings, tuple((path, spec) for path, (spec, _) in parts.items())), tensors
+    inner_specs = tuple((path, spec) for path, (spec, _) in parts.items())
+    return Spec(family, tuple(own), tuple(settings.items()), inner_specs), tensors
 
 
 def _build(spec: Spec, tensors: Mapping[str, Tensor], prefix: str) -> Any:
@@ -319,9 +320,8 @@ def _unvalidated(distribution: Distribution) -> Distribution:
     return result
 
 
-@lru_cache(maxsize=256)
 def _arguments(family: type[Distribution]) -> tuple[str, ...]:
-    parameters = list(inspect.signature(family.__init__).parameters.values())[1:]
+    parameters = inspect.signature(family).parameters.values()
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise CannotUnpack(f"{family.__name__} takes arguments that its signature does not name")
     return tuple(p.name for p in parameters if p.name != "validate_args")

@@ -1,0 +1,164 @@
+"""The engine of the optimising methods: one update of all members at once in one ``[M, D]`` buffer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bayesdl.errors import Divergence
+from bayesdl.infer.checkpoint import State
+from bayesdl.infer.data_order import DataOrder
+from bayesdl.infer.loop import Engine
+from bayesdl.infer.optimisers import slots_like, update
+from bayesdl.infer.schedules import Cosine, Schedule
+from bayesdl.posterior.problem import Problem
+
+if TYPE_CHECKING:
+    from bayesdl.infer.optimise import Optimiser
+
+EMA_DECAY = 0.999
+CHECK_EVERY = 10  # steps between two looks at the validation rows, where a step sees all rows
+TRACE = 200  # points of a curve that are kept in ``posterior.info``
+
+
+@dataclass
+class OptimiserEngine(Engine):
+    """One update of all members at once; every state entry has the member's dimension first.
+
+    State: z ``[M, D]`` the iterate; slot.* ``[M, D]`` the optimiser's moments; average ``[M, D]``; best ``[M, D]`` and
+    best_loss ``[M]`` on the validation rows; stale ``[M]`` looks without improvement; active ``[M]`` not yet stopped;
+    trace ``[M, total]`` the losses; order.* the data order.
+    """
+
+    method: Optimiser
+    problem: Problem
+    held_out: dict[str, Any] | None
+    seed: int
+    members: int
+    begin: Callable[[], Tensor]
+    label: str = field(init=False)
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive the data order, the number of steps and the learning rates."""
+        method = self.method
+        self.label = method.name
+        self.order = DataOrder(self.problem, method.batch_size, self.members, self.seed)
+        self.total = method.steps if method.epochs is None else method.epochs * self.order.batches
+        rate = method.learning_rate
+        self.schedule = rate if isinstance(rate, Schedule) else Cosine(rate, self.total)
+        self.look_every = self.order.batches if self.order.batches > 1 else CHECK_EVERY
+
+    def init(self) -> State:
+        """The members' starts, zero moments, fresh data orders."""
+        z = self.begin()
+        state: State = {"z": z, "trace": z.new_full((self.members, self.total), math.nan)}
+        state |= slots_like(self.method.optimizer, z) | self.order.init()
+        if self.method.average:
+            state["average"] = z.clone()
+        if self.held_out is not None:
+            state["best"] = z.clone()
+            state["best_loss"] = z.new_full((self.members,), math.inf)
+            state["stale"] = torch.zeros(self.members, dtype=torch.int64)
+            state["active"] = torch.ones(self.members, dtype=torch.bool)
+        return state
+
+    def step(self, state: State) -> State:
+        """One update; stopped members stay as they are."""
+        step, n = state["step"], self.problem.density.n or 1
+        rows, moved = self.order.next(state)
+        batch = None if rows is None else self.problem.minibatch(rows)
+        value, gradient = self.problem.density.value_and_grad(
+            state["z"], batch, target=self.method.target, per_chain=batch is not None
+        )
+        loss, gradient = -value / n, -gradient / n
+        rate = self.schedule(step)
+        self._require_finite(loss, gradient, step, rate)
+        if self.method.clip_norm is not None:
+            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
+        direction, slots = update(self.method.optimizer, gradient, state, step)
+        if self.held_out is not None:
+            direction = direction * state["active"].unsqueeze(1)
+        new = state | moved | slots | {"z": state["z"] - rate * direction}
+        new["trace"][:, step] = loss
+        if self.method.average:
+            new["average"] = state["average"].lerp(new["z"], self._weight(step))
+        if self.held_out is not None and (step + 1) % self.look_every == 0:
+            new |= self._look(new)
+        return new
+
+    def done(self, state: State) -> bool:
+        """After all steps, or when every member has stopped."""
+        return bool(state["step"] >= self.total or (self.held_out is not None and not state["active"].any()))
+
+    def status(self, state: State) -> str:
+        """The mean loss of the members."""
+        return f"loss {float(state['trace'][:, max(state['step'] - 1, 0)].mean()):.4g}"
+
+    def result(self, state: State) -> Tensor:
+        """The values to return: the best on the validation rows, the average, or the last."""
+        if self.held_out is not None and bool(state["best_loss"].isfinite().all()):
+            best: Tensor = state["best"]
+            return best
+        return self._candidate(state)
+
+    def report(self, state: State) -> dict[str, Any]:
+        """Steps taken, the loss curve (thinned), and the validation loss."""
+        taken = state["step"]
+        info: dict[str, Any] = {"steps": taken, "loss_trace": thinned(state["trace"][:, :taken])}
+        if self.held_out is not None:
+            info["validation_nll"] = state["best_loss"].tolist()
+        return info
+
+    def _candidate(self, state: State) -> Tensor:
+        """The values that would be returned if the run ended here."""
+        values: Tensor = state["average" if self.method.average else "z"]
+        return values
+
+    def _weight(self, step: int) -> float:
+        """Weight of the newest of the iterates w_1, w_2, ... in their average; the start has none."""
+        if self.method.average == "ema":
+            return (1 - EMA_DECAY) / (1 - EMA_DECAY ** (step + 1))
+        return 1 / max(step + 1 - self.total // 2, 1)
+
+    def _look(self, state: State) -> State:
+        """Evaluate the candidates on the validation rows and keep the best; members without progress stop."""
+        candidate = self._candidate(state)
+        loss = -self.problem.density.log_likelihood(candidate, self.held_out).mean(-1)
+        better = state["active"] & (loss < state["best_loss"])
+        stale = torch.where(better, 0, state["stale"] + 1)
+        return {
+            "best": torch.where(better.unsqueeze(1), candidate, state["best"]),
+            "best_loss": torch.where(better, loss, state["best_loss"]),
+            "stale": stale,
+            "active": state["active"] & (stale < self.method.patience),
+        }
+
+    def _require_finite(self, loss: Tensor, gradient: Tensor, step: int, rate: float) -> None:
+        finite = loss.isfinite() & gradient.isfinite().all(1)
+        if bool(finite.all()):
+            return
+        members = [k for k, ok in enumerate(finite.tolist()) if not ok]
+        who = f"member {members} of {self.members}" if self.members > 1 else "the fit"
+        cause = (
+            "the start itself has no finite density: check the data's scale and the prior, or pass init="
+            if step == 0
+            else f"the learning rate was {rate:.3g}: try {rate / 10:.1g}, or clip_norm=1.0"
+        )
+        raise Divergence(
+            f"{self.label}: {who} left the finite numbers at step {step} of {self.total} "
+            f"(loss {loss[members[0]]:.4g}); {cause}."
+        )
+
+
+def thinned(trace: Tensor) -> list[list[float]]:
+    """At most TRACE evenly spaced points of each row, as numbers for JSON."""
+    every = max(1, math.ceil(trace.shape[1] / TRACE))
+    points: list[list[float]] = trace[:, ::every].tolist()
+    return points

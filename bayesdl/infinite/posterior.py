@@ -1,0 +1,275 @@
+"""The posterior over functions of a Gaussian process."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from typing import Any, ClassVar
+
+import gpytorch
+import torch
+from gpytorch import Module
+from gpytorch.kernels import Kernel
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+from bayesdl._rng import derive_seed, generator
+from bayesdl.errors import MethodError, ModelMismatch, ModelRequired
+from bayesdl.infinite import structure
+from bayesdl.infinite.sites import Factors, condition, mean_at, moments, whitened
+from bayesdl.infinite.variational import normal_points
+from bayesdl.models.likelihoods import Bernoulli, Gaussian
+from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.prediction import GaussianPrediction, Prediction
+from bayesdl.posterior.problem import Problem
+
+ROWS = 1024  # new rows handled at once where the caller gives no batch size
+
+
+class GPPosterior(Posterior):
+    """A Gaussian process conditioned on data: exactly for Gaussian noise, variationally for classes.
+
+    It knows functions, not weights: ``predict`` and ``functions`` work, ``draws`` raises. Everything is computed in
+    float64 on the CPU. The sites ``a``, ``b`` are those of :mod:`bayesdl.infinite.sites`.
+
+    Attributes:
+        x: training inputs in model units, ``[n, d]``.
+        a: ``[C, n]`` for C latent functions.
+        b: ``[C, n]``.
+        noise: standard deviation of the Gaussian noise in model units; None for classes.
+        kernel: the GPyTorch kernel; None if it is the user's code and the posterior was loaded without it.
+        mean: the GPyTorch mean; None likewise.
+        info: beside what every method reports: "log_evidence" and whether it is "exact" or a "lower bound",
+            "hyperparameters", "noise", "converged".
+    """
+
+    kind: ClassVar[str] = "gp"
+
+    def __init__(
+        self, problem: Problem | None, kernel: Kernel | None, mean: Module | None,
+        x: Tensor, a: Tensor, b: Tensor, noise: float | None, info: dict[str, Any],
+    ) -> None:  # fmt: skip
+        super().__init__(problem, info)
+        self.kernel, self.mean = kernel, mean
+        self.x, self.a, self.b, self.noise = x.detach(), a.detach(), b.detach(), noise
+        self._state: dict[str, Tensor] = {}
+
+    def __repr__(self) -> str:
+        """Method, rows and latent functions."""
+        return f"GPPosterior({self.info.get('method', '?')}, {len(self.x)} rows, {len(self.a)} latent function(s))"
+
+    @property
+    def log_evidence(self) -> float:
+        """The log evidence log p(y | x) in nats, of targets in raw units; for classes its variational lower bound."""
+        return float(self.info["log_evidence"])
+
+    def unconstrained_draws(self, n: int | None = None, seed: int = 0) -> Tensor:
+        """Refuse: there are no weights to draw.
+
+        Raises:
+            MethodError: always.
+        """
+        raise MethodError(
+            "A Gaussian process is a posterior over functions; it has no weights to draw. Use functions(x, n) for "
+            "draws of the latent function, or predict(x)."
+        )
+
+    def predict(
+        self, x: Any, *, batch_size: int | None = None, max_draws: int = 1000, site: str | None = None, seed: int = 0
+    ) -> Prediction:
+        """Return the predictive distribution at raw inputs.
+
+        For a Gaussian target it is exact: ``mean = k^T (K + s^2)^-1 y``, epistemic variance
+        ``k(x, x) - k^T (K + s^2)^-1 k``, aleatoric variance ``s^2``. For classes and for several targets it is a
+        mixture over ``max_draws`` quasi-random draws of the latent functions: right for each row by itself, but not
+        for the dependence between rows, for which there is :meth:`functions`.
+
+        Args:
+            x: inputs ``[N, ...]`` in the data's units.
+            batch_size: rows per pass; a pass needs C n batch_size numbers. It does not change the result.
+            max_draws: components of the mixture.
+            site: must be the target's site, if given.
+            seed: of the quasi-random points, where there are several latent functions.
+
+        Raises:
+            DataError: inputs that do not fit the model.
+            ModelRequired: loaded without its model or its kernel.
+
+        Cost: O(C n^2 N).
+        """
+        if max_draws < 1:
+            raise MethodError(f"max_draws={max_draws} must be at least 1.")
+        if site is not None and site != self.problem.target:
+            raise MethodError(f"site={site!r}: a Gaussian process predicts its target {self.problem.target!r} only.")
+        mean, variance = self._moments(self._inputs(x), batch_size)
+        scale, shift = float(self.problem.scaler.y_scale), float(self.problem.scaler.y_mean)
+        if self.noise is not None and len(mean) == 1:
+            return GaussianPrediction(mean[0], variance[0], self.noise**2, shift=shift, scale=scale)
+        return Prediction(self._target(_spread(mean, variance, max_draws, seed)), shift=shift, scale=scale)
+
+    def log_likelihood(self, x: Any, y: Any = None, *, max_draws: int = 1000, seed: int = 0) -> Tensor:
+        """Return the log likelihood of every row under draws of its latent functions, ``[S, N]``, in raw units.
+
+        The draws are those of :meth:`predict`.
+        """
+        batch = self.problem.inputs(x) if y is None else self.problem.labelled(x, y)
+        name = self.problem.y_name or self.problem.target
+        target = batch[name].to("cpu", torch.float64)
+        mean, variance = self._moments(self._flat(batch), None)
+        values: Tensor = self._target(_spread(mean, variance, max_draws, seed)).log_prob(target)
+        return values - (target[0].numel() if len(target) else 1) * float(self.problem.scaler.y_scale.log())
+
+    def functions(self, x: Any, n: int = 100, seed: int = 0) -> Tensor:
+        """Return joint draws of the latent function without noise, ``[n, N]``, or ``[n, N, C]`` with C functions.
+
+        In raw units for regression; logits for classes. The covariance is factored through its eigenvalues, those
+        that rounding made negative set to zero: it may be singular, and no jitter is added.
+
+        Args:
+            x: inputs ``[N, ...]`` in the data's units.
+            n: number of draws.
+            seed: the draws are a function of it.
+
+        Cost: O(C (n_train^2 N + N^3)).
+        """
+        if n < 1:
+            raise MethodError(f"functions(n={n}): n must be at least 1.")
+        rows = self._inputs(x)
+        kernel, prior_mean = self._modules()
+        with torch.no_grad():
+            cross = kernel(self.x, rows).to_dense()
+            reduction = whitened(cross, self._factors)
+            covariance = kernel(rows).to_dense() - reduction.mT @ reduction
+            values, vectors = torch.linalg.eigh(covariance)
+            root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+            source = generator(seed, "GP", "functions")
+            noise = torch.randn(n, *covariance.shape[:-1], 1, generator=source, dtype=torch.float64)
+            draws = prior_mean(rows) + mean_at(cross, self._factors) + (root @ noise).squeeze(-1)
+        scaler = self.problem.scaler
+        result = draws * float(scaler.y_scale) + float(scaler.y_mean) if self.noise is not None else draws
+        return result.squeeze(1) if len(self.a) == 1 else result.movedim(1, -1)
+
+    def to_gpytorch(self) -> gpytorch.models.ExactGP:
+        """Return the regression as a GPyTorch ``ExactGP`` with its likelihood, in model units, in evaluation mode.
+
+        Raises:
+            MethodError: for classes or several targets, which are no ``ExactGP``.
+        """
+        if self.noise is None or len(self.a) > 1:
+            raise MethodError("Only a regression of one target is an ExactGP.")
+        kernel, mean = (copy.deepcopy(module) for module in self._modules())
+        positive = gpytorch.constraints.Positive(transform=torch.exp, inv_transform=torch.log)
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=positive).double()
+        likelihood.noise = self.noise**2
+        with torch.no_grad():
+            y = self.a[0] / self.b[0] + mean(self.x)
+        return _ExactGP(self.x, y, likelihood, kernel, mean).double().eval()
+
+    def with_kernel(self, kernel: Kernel, mean: Module | None = None) -> GPPosterior:
+        """Return the posterior made whole with a kernel of the user's own code, after ``bayesdl.load``.
+
+        The stored hyperparameters are put into copies of the modules.
+
+        Raises:
+            ModelMismatch: the modules have other parameters than the stored ones.
+        """
+        mean = gpytorch.means.ZeroMean() if mean is None else mean
+        given = {"kernel": copy.deepcopy(kernel).double(), "mean": copy.deepcopy(mean).double()}
+        for name, module in given.items():
+            try:
+                module.load_state_dict(_part(self._state, name))
+            except RuntimeError as error:
+                raise ModelMismatch(f"The {name} is not the one that was fitted: {error}") from None
+        return GPPosterior(self._problem, given["kernel"], given["mean"], self.x, self.a, self.b, self.noise, self.info)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Training inputs, sites, and the state of kernel and mean."""
+        kernel, mean = self._modules()
+        parts = {f"{name}/{key}": value for name, module in (("kernel", kernel), ("mean", mean))
+                 for key, value in module.state_dict().items()}  # fmt: skip
+        return {"x": self.x, "a": self.a, "b": self.b, **parts}
+
+    @classmethod
+    def restore(
+        cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any], sites: list[dict[str, Any]]
+    ) -> GPPosterior:
+        """Rebuild what ``tensors`` wrote; a kernel that is code comes back through :meth:`with_kernel`."""
+        whole = cls(problem, None, None, tensors["x"], tensors["a"], tensors["b"], info["noise"], info)
+        whole._state = {name: value for name, value in tensors.items() if "/" in name}
+        if info["structure"] is None:
+            return whole
+        return whole.with_kernel(*(structure.from_json(info["structure"][name]) for name in ("kernel", "mean")))
+
+    def _modules(self) -> tuple[Kernel, Module]:
+        if self.kernel is None or self.mean is None:
+            raise ModelRequired(
+                "The kernel of this Gaussian process is code that a file cannot hold: make the posterior whole with "
+                "posterior.with_kernel(kernel, mean)."
+            )
+        return self.kernel, self.mean
+
+    @cached_property
+    def _factors(self) -> Factors:
+        with torch.no_grad():
+            return condition(self._modules()[0](self.x).to_dense(), self.a, self.b)
+
+    def _inputs(self, x: Any) -> Tensor:
+        return self._flat(self.problem.inputs(x))
+
+    def _flat(self, batch: dict[str, Any]) -> Tensor:
+        assert self.problem.x_name is not None
+        return flat(batch[self.problem.x_name])
+
+    def _moments(self, rows: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        """Means and variances of the latent functions, ``[C, N]``."""
+        kernel, prior_mean = self._modules()
+        size = ROWS if batch_size is None else batch_size
+        if size < 1:
+            raise MethodError(f"batch_size={batch_size} must be at least 1.")
+        parts = []
+        with torch.no_grad():
+            for part in rows.split(size) if len(rows) else (rows,):
+                cross, diagonal = kernel(self.x, part).to_dense(), kernel(part, diag=True)
+                g, variance = moments(cross, diagonal, self._factors)
+                parts.append((prior_mean(part) + g, variance))
+        means, variances = zip(*parts, strict=True)
+        return torch.cat(means, -1), torch.cat(variances, -1)
+
+    def _target(self, f: Tensor) -> Distribution:
+        """The target's distribution for latent values ``[S, N, C]``."""
+        single = f.squeeze(-1) if f.shape[-1] == 1 else f
+        likelihood = self.problem.model.likelihood
+        if isinstance(likelihood, Gaussian):
+            normal = Normal(single, torch.full_like(single, self.noise or 0.0), validate_args=False)
+            return normal if single.dim() == 2 else Independent(normal, 1, validate_args=False)
+        if isinstance(likelihood, Bernoulli):
+            return torch.distributions.Bernoulli(logits=single, validate_args=False)
+        return Categorical(logits=f, validate_args=False)
+
+
+class _ExactGP(gpytorch.models.ExactGP):
+    """Kernel and mean as GPyTorch's own model."""
+
+    def __init__(self, x: Tensor, y: Tensor, likelihood: Module, kernel: Kernel, mean: Module) -> None:
+        super().__init__(x, y, likelihood)
+        self.covar_module, self.mean_module = kernel, mean
+
+    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
+        """The prior at x ``[N, d]``."""
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return inputs ``[N, ...]`` as rows ``[N, d]`` in float64 on the CPU."""
+    rows = x.detach().to("cpu", torch.float64)
+    return rows.reshape(len(rows), -1) if len(rows) else rows.reshape(0, rows.shape[1:].numel())
+
+
+def _spread(mean: Tensor, variance: Tensor, draws: int, seed: int) -> Tensor:
+    """Draws ``[S, N, C]`` with the given means and variances ``[C, N]``, the same standard points at every row."""
+    points = normal_points(draws, len(mean), derive_seed(seed, "GP", "predict") % 2**31)
+    return mean.T + variance.T.sqrt() * points.unsqueeze(1)
+
+
+def _part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}

@@ -1,0 +1,23 @@
+"""What was learnt: posteriors of every kind behind one interface, and their predictions."""
+
+from __future__ import annotations
+
+from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.draws import DrawsPosterior
+from bayesdl.posterior.gaussian import GaussianPosterior
+from bayesdl.posterior.prediction import GaussianPrediction, Prediction
+from bayesdl.posterior.prior_predictive import prior_predictive
+from bayesdl.posterior.problem import Problem, prepare
+from bayesdl.posterior.storage import load
+
+__all__ = [
+    "DrawsPosterior",
+    "GaussianPosterior",
+    "GaussianPrediction",
+    "Posterior",
+    "Prediction",
+    "Problem",
+    "load",
+    "prepare",
+    "prior_predictive",
+]
