@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bayesdl import infinite as infinite
     from bayesdl import models as models
     from bayesdl import posterior as posterior
-    from bayesdl.bounds import certify as certify
+    from bayesdl.bounds.certify import certify as certify
     from bayesdl.compare import compare as compare
     from bayesdl.data import Dataset as Dataset
     from bayesdl.density import LogDensity as LogDensity
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from bayesdl.posterior import Posterior as Posterior
     from bayesdl.posterior import Prediction as Prediction
     from bayesdl.posterior import load as load
-    from bayesdl.posterior import prior_predictive as prior_predictive
+    from bayesdl.posterior.prior_predictive import prior_predictive as prior_predictive
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "fit", *sorted(TABLE)]

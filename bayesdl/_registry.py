@@ -34,12 +34,12 @@ NAMES: dict[str, str] = {
     "LogDensity": "bayesdl.density:LogDensity",
     "Posterior": "bayesdl.posterior:Posterior",
     "Prediction": "bayesdl.posterior:Prediction",
-    "certify": "bayesdl.bounds:certify",
+    "certify": "bayesdl.bounds.certify:certify",
     "compare": "bayesdl.compare:compare",
     "describe": "bayesdl.describe:describe",
     "evaluate": "bayesdl.evaluate:evaluate",
     "load": "bayesdl.posterior:load",
-    "prior_predictive": "bayesdl.posterior:prior_predictive",
+    "prior_predictive": "bayesdl.posterior.prior_predictive:prior_predictive",
 }
 
 MODULES: dict[str, str] = {

@@ -6,7 +6,6 @@ stays at hand as ``posterior_`` for everything that scikit-learn's interface has
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, Self, overload
 
@@ -54,7 +53,7 @@ class _Network(BaseEstimator):
             data, hidden=tuple(self.hidden), activation=self.activation, prior=self.prior, likelihood=self.likelihood
         )
         state = self.random_state
-        seed = int(state) if isinstance(state, numbers.Integral) else check_random_state(state).randint(2**31 - 1)
+        seed = int(state) if isinstance(state, int | np.integer) else check_random_state(state).randint(2**31 - 1)
         self.posterior_ = method.fit(model, data, seed=seed)
         self.n_features_in_ = data.x.shape[1]
 
@@ -69,7 +68,7 @@ class _Network(BaseEstimator):
         return self.posterior_.predict(torch.from_numpy(np.ascontiguousarray(x)))
 
 
-class BayesianRegressor(RegressorMixin, _Network):  # type: ignore[misc]  # scikit-learn is untyped, its classes are Any
+class BayesianRegressor(RegressorMixin, _Network):
     """Bayesian regression with a fully connected network.
 
     Args:
@@ -122,7 +121,7 @@ class BayesianRegressor(RegressorMixin, _Network):  # type: ignore[misc]  # scik
         return (mean, prediction.sd.double().numpy()) if return_std else mean
 
 
-class BayesianClassifier(ClassifierMixin, _Network):  # type: ignore[misc]  # scikit-learn is untyped, its classes are Any
+class BayesianClassifier(ClassifierMixin, _Network):
     """Bayesian classification with a fully connected network.
 
     Args:

@@ -36,7 +36,7 @@ def blobs():
 
 def test_regressor_predicts_in_raw_units(line):
     x, y = line
-    model = BayesianRegressor(QUICK, random_state=0).fit(x, y)
+    model = BayesianRegressor(QUICK, hidden=(), random_state=0).fit(x, y)
     mean, sd = model.predict(x, return_std=True)
     assert mean.shape == sd.shape == (120,)
     np.testing.assert_array_equal(model.predict(x), mean)

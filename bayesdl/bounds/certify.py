@@ -7,28 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, overload
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from bayesdl._rng import derive_seed
-from bayesdl.bounds._numbers import EPS, arrays, down, require_count, require_delta, up
+from bayesdl.bounds._numbers import arrays, down, require_count, require_delta
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.concentration import chernoff_upper, clopper_pearson_upper
 from bayesdl.bounds.loss import Loss, default_loss
 from bayesdl.bounds.pac_bayes import mcallester, pac_bayes_kl
+from bayesdl.bounds.risk import checked, gibbs_risk, raised
 from bayesdl.bounds.rows import Rows, overlap_error, select_rows
 from bayesdl.data import Dataset, as_dataset
-from bayesdl.data.dataset import Task
 from bayesdl.errors import CertificateError, DataDependentPrior
-from bayesdl.infer.progress import Bar
 from bayesdl.posterior import Posterior
 
 Bound = Literal["auto", "kl", "mcallester", "holdout"]
 
 DRAWS = 10_000  # the Monte-Carlo step then adds less than 0.02 to any risk
 MONTE_CARLO_SHARE = 0.2  # of delta; the rest is the theorem's
-_CELLS = 2**20  # draws x rows x classes evaluated at a time
 
 _SOURCES = {
     "PAC-Bayes-kl": "Maurer 2004, Theorem 5",
@@ -153,20 +146,26 @@ def _certify(posterior: Posterior, request: _Request) -> Certificate:
         raise CertificateError(f"bound={request.bound!r} needs a KL divergence, and this posterior {what}.")
     if posterior.problem.prior_rows is None and rows.fitted:
         raise overlap_error(posterior, rows, DataDependentPrior, "which shaped its scaler or prior as well")
+    if rows.copies:
+        raise DataDependentPrior(
+            f"{rows.copies} rows of {data.name} equal rows of the prior and scaler but come from another source, so they "
+            "are copies. Fit and certify on parts of one Dataset, which keeps the identities of its rows."
+        )
     return _pac_bayes(posterior, data.subset(rows.bound), request, rows, kl)
 
 
 def _matching(posterior: Posterior, given: Any) -> Dataset:
     """The data as a Dataset of the task, and with the classes, that the posterior was fitted for."""
     problem = posterior.problem
-    data = as_dataset(given, problem.task if problem.task in get_args(Task) else None)
+    # Whole numbers in a pair are classes or counts; the posterior knows which.
+    data = as_dataset(given, "regression" if problem.task == "regression" else None)
     if data.task != problem.task and problem.rows is not None:
         raise CertificateError(f"The posterior was fitted for {problem.task}; {data.name} is {data.task}.")
-    # A pair knows only the classes that occur in it, so fewer of them are fine as long as the codes mean the same.
-    if data.classes != problem.classes[: len(data.classes)]:
+    # The labels of a pair are codes already; only a Dataset can have coded other classes in the same way.
+    if isinstance(given, Dataset) and problem.classes and data.classes != problem.classes:
         raise CertificateError(
-            f"{data.name} has the classes {', '.join(data.classes)}, the posterior {', '.join(problem.classes)}: the codes "
-            "would not mean the same. Make the Dataset with classes= as in fitting."
+            f"{data.name} has the classes {', '.join(data.classes)}, the posterior {', '.join(problem.classes)}: the "
+            "codes would not mean the same. Make the Dataset with classes= as in fitting."
         )
     return data
 
@@ -177,11 +176,11 @@ def _hold_out(posterior: Posterior, data: Dataset, request: _Request, rows: Rows
         raise overlap_error(posterior, rows, CertificateError, "and a hold-out bound needs rows that it has not seen")
     loss, x = _loss(posterior, data, request), data.x
     prediction = posterior.predict(x) if request.draws is None else posterior.predict(x, max_draws=request.draws)
-    values = _checked(loss.mixture(prediction, data.y), (len(data),), loss)
-    risk, n = _mean(math.fsum(values.tolist()), len(data)), len(data)
+    values = checked(loss.mixture(prediction, data.y), (len(data),), loss)
+    risk, n = math.fsum(values.tolist()) / len(data), len(data)
     errors = int(values.sum()) if loss.zero_one else None
     if errors is None:
-        theorem, bound = "Chernoff", chernoff_upper(risk=min(1.0, _raise(risk)), n=n, delta=request.delta)
+        theorem, bound = "Chernoff", chernoff_upper(risk=min(1.0, raised(risk)), n=n, delta=request.delta)
     else:
         theorem, bound = "binomial tail", clopper_pearson_upper(errors=errors, n=n, delta=request.delta)
     return Certificate(
@@ -207,9 +206,9 @@ def _pac_bayes(posterior: Posterior, data: Dataset, request: _Request, rows: Row
     loss, n, draws = _loss(posterior, data, request), len(data), request.draws or DRAWS
     monte_carlo = down(MONTE_CARLO_SHARE * request.delta)
     share = down(request.delta - monte_carlo)
-    risk = _gibbs_risk(posterior, data, loss, draws, request)
+    risk = gibbs_risk(posterior, data, loss, draws=draws, seed=request.seed, progress=request.progress)
     # One draw's average loss over the rows lies in [0, 1] and the draws are independent, so the Chernoff bound applies.
-    risk_upper = float(chernoff_upper(risk=min(1.0, _raise(risk)), n=draws, delta=monte_carlo))
+    risk_upper = float(chernoff_upper(risk=min(1.0, raised(risk)), n=draws, delta=monte_carlo))
     inequality = mcallester if request.bound == "mcallester" else pac_bayes_kl
     theorem = "McAllester" if request.bound == "mcallester" else "PAC-Bayes-kl"
     left_out = f"; {rows.reserved} rows of the prior were left out" if rows.reserved else ""
@@ -233,36 +232,6 @@ def _pac_bayes(posterior: Posterior, data: Dataset, request: _Request, rows: Row
     )
 
 
-def _gibbs_risk(posterior: Posterior, data: Dataset, loss: Loss, draws: int, request: _Request) -> float:
-    """Average loss over independent draws from the posterior and over the rows."""
-    size = max(1, min(draws, _CELLS // (len(data) * max(1, data.n_classes))))
-    total: list[float] = []
-    bar = Bar("certify", draws, request.progress)
-    try:
-        for start in range(0, draws, size):
-            bar.update(start, str)
-            count = min(size, draws - start)
-            prediction = posterior.predict(data.x, max_draws=count, seed=derive_seed(request.seed, "certify", start))
-            total.append(float(_checked(loss.draws(prediction, data.y), (count, len(data)), loss).sum()))
-    finally:
-        bar.close(draws, str)
-    return _mean(math.fsum(total), draws * len(data))
-
-
-def _checked(values: Tensor, shape: tuple[int, ...], loss: Loss) -> Tensor:
-    """The losses in float64, after making sure that the theorem's assumption about them is true."""
-    values = values.detach().to("cpu", torch.float64)
-    if tuple(values.shape) != shape:
-        raise CertificateError(f"{loss.name} has shape {tuple(values.shape)}; one value per row {shape} is needed.")
-    wrong = ~((values >= 0) & (values <= 1))
-    if loss.zero_one:
-        wrong |= (values != 0) & (values != 1)
-    if wrong.any():
-        where = "0 or 1" if loss.zero_one else "in [0, 1]"
-        raise CertificateError(f"{loss.name} must be {where}, got {float(values[wrong][0]):g}; no bound would hold.")
-    return values
-
-
 def _divergence(posterior: Posterior) -> float | None:
     """The posterior's KL, rounded up by more than a sum of float64 terms can lose; None without a density."""
     kl = posterior.kl()
@@ -270,20 +239,12 @@ def _divergence(posterior: Posterior) -> float | None:
         return None
     if math.isnan(kl) or kl < -1e-9:
         raise CertificateError(f"The posterior's KL divergence from its prior is {kl:g}; it cannot be certified.")
-    return _raise(max(float(kl), 0.0), 1e-10) + 1e-8
+    return raised(max(float(kl), 0.0), 1e-10) + 1e-8
 
 
 def _loss(posterior: Posterior, data: Dataset, request: _Request) -> Loss:
     """The loss asked for, or the default for what the posterior predicts."""
     return request.loss or default_loss(posterior.predict(data.x[:1], max_draws=1).kind)
-
-
-def _mean(total: float, count: int) -> float:
-    return min(1.0, total / count)
-
-
-def _raise(value: float, relative: float = 64 * EPS) -> float:
-    return float(up(np.asarray(value), relative)) if value > 0 else 0.0
 
 
 def _candidates(request: _Request) -> str:

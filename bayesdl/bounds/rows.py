@@ -20,12 +20,14 @@ class Rows:
         bound: ``[n]`` positions of the rows outside the prior's rows A: the rows B that a PAC-Bayes bound uses.
         fitted: Number of rows of the data that were used in fitting, A included.
         reserved: Number of rows of the data that belong to A.
+        copies: Number of rows of the data from another source that equal rows of A.
         total: Number of rows of the data.
     """
 
     bound: Tensor
     fitted: int
     reserved: int
+    copies: int
     total: int
 
 
@@ -37,8 +39,7 @@ def select_rows(posterior: Posterior, data: Dataset) -> Rows:
 
     Raises:
         CertificateError: A row occurs twice, or the posterior has no row identities.
-        DataDependentPrior: All rows belong to the prior, copies of rows of the prior come from another source, or the
-            data were standardised with rows of the bound.
+        DataDependentPrior: All rows belong to the prior, or the data were standardised with rows of the bound.
     """
     problem, rows = posterior.problem, data.rows
     repeated = len(rows) - len(rows.unique()[0])
@@ -55,12 +56,7 @@ def select_rows(posterior: Posterior, data: Dataset) -> Rows:
     prior = RowIds.concat([]) if problem.prior_rows is None else problem.prior_rows
     reserved, fitted = rows.isin(prior), rows.isin(RowIds.concat([problem.rows, prior]))
     copies = ~fitted & _equal_rows(problem, data, torch.ones(len(problem.rows), dtype=torch.bool))
-    copied = int((~reserved & copies & _equal_rows(problem, data, problem.rows.isin(prior))).sum())
-    if copied:
-        raise DataDependentPrior(
-            f"{copied} rows of {data.name} equal rows of the prior and scaler but come from another source, so they "
-            "are copies. Fit and certify on parts of one Dataset, which keeps the identities of its rows."
-        )
+    copies_of_prior = ~reserved & _equal_rows(problem, data, problem.rows.isin(prior))
     if bool(reserved.all()):
         raise DataDependentPrior(
             f"All {len(rows)} rows of {data.name} belong to the rows of the prior and scaler; none is left for the "
@@ -73,7 +69,13 @@ def select_rows(posterior: Posterior, data: Dataset) -> Rows:
             f"{shaped} of the {len(bound)} rows of the bound gave {data.name} its means and scales "
             "(Dataset.standardised). Standardise by the prior's rows: data.standardised(by=...)."
         )
-    return Rows(torch.nonzero(~reserved).flatten(), int((fitted | copies).sum()), int(reserved.sum()), len(rows))
+    return Rows(
+        bound=torch.nonzero(~reserved).flatten(),
+        fitted=int((fitted | copies).sum()),
+        reserved=int(reserved.sum()),
+        copies=int(copies_of_prior.sum()),
+        total=len(rows),
+    )
 
 
 def _equal_rows(problem: Problem, data: Dataset, among: Tensor) -> Tensor:

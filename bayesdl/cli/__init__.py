@@ -20,6 +20,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help stays plain text, so that its examples keep their lines
     help=(
         "Bayesian deep learning on tables: fit one network by any method, predict, evaluate, certify.\n\n"

@@ -36,7 +36,12 @@ Drop = Annotated[
     list[str],
     typer.Option(help="CSV: a column to leave out; may be repeated.", default_factory=list, show_default=False),
 ]
-Hidden = Annotated[list[int], typer.Option(help="Units of a hidden layer; repeat it for more layers.")]
+Hidden = Annotated[
+    list[int],
+    typer.Option(
+        help="Units of a hidden layer; repeat it for more layers.", default_factory=lambda: [16], show_default="16"
+    ),
+]
 Activation = Annotated[str, typer.Option(help="tanh, relu, ...: what stands between the layers.")]
 MethodName = Annotated[str, typer.Option("--method", help="A method in lower case, such as map, nuts or nngp.")]
 Set = Annotated[

@@ -21,15 +21,16 @@ CHECKPOINT = "checkpoint.safetensors"
 
 def fit(
     data: options.Data,
+    *,
     out: Annotated[Path, typer.Option(help="The folder to write; nothing is written elsewhere.", show_default=False)],
     target: options.Target = None,
     encode: options.EncodeAs = None,
     missing: options.MissingRows = None,
     task: options.TaskOf = None,
-    drop: options.Drop = (),  # type: ignore[assignment]  # typer passes a list; a mutable default would be shared
+    drop: options.Drop,
     method: options.MethodName = "meanfieldvi",
-    settings: options.Set = (),  # type: ignore[assignment]  # as above
-    hidden: options.Hidden = (16,),  # type: ignore[assignment]  # as above
+    settings: options.Set,
+    hidden: options.Hidden,
     activation: options.Activation = "tanh",
     seed: options.Seed = 0,
     holdout: Annotated[

@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Independent, LogNormal, Normal
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ExpTransform, Transform

@@ -339,7 +339,7 @@ class LogDensity:
                     raise
                 except Exception:  # vmap refuses value-dependent control flow with errors of many types
                     values = torch.stack([one(row) for row in flat])
-        return values.reshape(*z.shape[:-1], *values.shape[1:])
+        return values.reshape(z.shape[:-1] + values.shape[1:])
 
     def _evaluator(
         self, z: Tensor, rows: dict[str, Any], factors: Tensor, target: Target, per_chain: bool

@@ -51,7 +51,7 @@ class ReliabilityBins:
 
     @property
     def ece(self) -> float:
-        """sum_b (n_b / N) |accuracy_b - confidence_b|."""  # noqa: D403 - a formula
+        """Expected calibration error, sum_b (n_b / N) |accuracy_b - confidence_b|."""
         gaps = (self.accuracy - self.confidence).abs()
         return float((self.count * gaps).sum() / self.count.sum())
 

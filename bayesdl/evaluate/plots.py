@@ -1,4 +1,4 @@
-"""Pictures of predictions: calibration and predictive bands. Colours are those of Okabe & Ito, safe for colour-blind eyes.
+"""Pictures of predictions: calibration and predictive bands, in Okabe and Ito's colours (safe for colour-blind eyes).
 
 Every function draws on the axes that it is given, or on a new figure that no window or global state knows of, and
 returns the axes; ``axes.figure.savefig(path)`` writes it.
@@ -6,7 +6,6 @@ returns the axes; ``axes.figure.savefig(path)`` writes it.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch

@@ -81,8 +81,8 @@ def relu(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
 def erf(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
     r"""The dual of erf: (2/pi) arcsin(2 q12 / sqrt((1 + 2 q1)(1 + 2 q2))).
 
-    It is evaluated as ``arctan2(2 q12, sqrt(r))`` with ``r = (1 + 2 q1)(1 + 2 q2) - 4 q12^2``; Cauchy-Schwarz gives
-    ``r >= 1 + 2 q1 + 2 q2 >= 1``, so the derivative is finite everywhere.
+    It is evaluated as ``arctan2(2 q12, sqrt(s - 2 q12) sqrt(s + 2 q12))`` with ``s = sqrt((1 + 2 q1)(1 + 2 q2))``.
+    Because ``|q12| <= sqrt(q1 q2)``, both differences are at least 1/2, so the derivative is finite everywhere.
 
     Args:
         q1: variance of u, ``[...]``, not negative.
@@ -94,8 +94,9 @@ def erf(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
 
     Source: Williams (1997), Computing with infinite networks, eq. 11.
     """
-    rest = 1 + 2 * (q1 + q2) + 4 * (q1 * q2 - q12.square())
-    return torch.atan2(2 * q12, rest.clamp(min=1).sqrt()) * (2 / math.pi)
+    s = (1 + 2 * q1).sqrt() * (1 + 2 * q2).sqrt()
+    rest = (s - 2 * q12).clamp(min=0.5).sqrt() * (s + 2 * q12).clamp(min=0.5).sqrt()
+    return torch.atan2(2 * q12, rest) * (2 / math.pi)
 
 
 def linear(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:

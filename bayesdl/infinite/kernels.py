@@ -25,6 +25,7 @@ class NNGPKernel(Kernel):
         layers: dense layers and activations; by default one hidden relu layer with unit w_std and b_std.
         batch_shape: independent sets of hyperparameters, broadcast against the batch shape of the inputs.
         active_dims: the columns of the inputs that the kernel sees; by default all.
+        dtype: of the hyperparameters; the default dtype if None (``.double()`` later keeps single precision's error).
 
     Raises:
         ModelError: the stack does not begin and end with a dense layer.
@@ -38,16 +39,18 @@ class NNGPKernel(Kernel):
         *,
         batch_shape: torch.Size | None = None,
         active_dims: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(batch_shape=batch_shape, active_dims=None if active_dims is None else tuple(active_dims))
         self._layers = check_layers(fully_connected(1) if layers is None else layers)
         widths = [layer for layer in self._layers if isinstance(layer, Dense)]
         self._biased = tuple(layer.b_std > 0 for layer in widths)
-        self._register("w_var", [layer.w_std**2 for layer in widths])
-        self._register("b_var", [layer.b_std**2 for layer in widths if layer.b_std > 0])
+        self._register("w_var", [layer.w_std**2 for layer in widths], dtype)
+        self._register("b_var", [layer.b_std**2 for layer in widths if layer.b_std > 0], dtype)
 
-    def _register(self, name: str, values: list[float]) -> None:
-        raw = torch.tensor(values, dtype=torch.get_default_dtype()).log().expand(*self.batch_shape, len(values))
+    def _register(self, name: str, values: list[float], dtype: torch.dtype | None) -> None:
+        numbers = torch.tensor(values, dtype=torch.get_default_dtype() if dtype is None else dtype)
+        raw = numbers.log().expand(*self.batch_shape, len(values))
         self.register_parameter(f"raw_{name}", torch.nn.Parameter(raw.clone()))
         self.register_constraint(f"raw_{name}", Positive(transform=torch.exp, inv_transform=torch.log))
 

@@ -60,7 +60,7 @@ def from_json(value: Mapping[str, Any]) -> Module:
     try:
         kind = _BY_NAME[value["class"]]
         if "layers" in value:
-            return kind(layers_from_json(value["layers"]), **settings).double()
+            return NNGPKernel(layers_from_json(value["layers"]), dtype=torch.float64, **settings).double()
         parts = [from_json(part) for part in value.get("parts", ())]
         return kind(*parts, **settings).double()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -126,7 +126,7 @@ class SiteUpdates(Engine):
 
     def __init__(
         self, mean: Tensor, covariance: Tensor, outputs: int, expectation: Expectation,
-        sites: tuple[Tensor, Tensor] | None = None, total: int = 100, tolerance: float = 1e-7,
+        sites: tuple[Tensor, Tensor] | None = None, total: int = 100, tolerance: float = 1e-5,
     ) -> None:  # fmt: skip
         self.mean, self.covariance, self.outputs, self.expectation = mean, covariance, outputs, expectation
         self.sites, self.total, self.tolerance, self.label = sites, total, tolerance, "variational sites"
@@ -193,7 +193,7 @@ class Bound:
         mean, covariance = self.process.prior()
         try:
             with torch.no_grad():
-                state = SiteUpdates(mean, covariance, self.outputs, self.expectation, sites, tolerance=1e-6).run()
+                state = SiteUpdates(mean, covariance, self.outputs, self.expectation, sites).run()
         except (Divergence, MethodError):  # the line search turns back
             return -math.inf, torch.zeros_like(z), {}
         a, b = state["a"], state["b"]

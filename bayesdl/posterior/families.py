@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import validation_enabled
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import (
@@ -119,7 +120,8 @@ def pack(spec: Spec, tensors: Mapping[str, Tensor]) -> Distribution:
         CannotUnpack: If a constructor refuses what `unpack` read off the distribution.
     """
     try:
-        result: Distribution = _build(spec, tensors, "")
+        with validation_enabled(False):  # some families build an inner distribution without passing the choice on
+            result: Distribution = _unvalidated(_build(spec, tensors, ""))
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CannotUnpack(f"{spec.family.__name__} cannot be made from its parameters: {error}") from error
     return result
@@ -202,6 +204,7 @@ class Stacked(Distribution):
         return torch.stack([m.cdf(v) for m, v in zip(self.members, self._values(value, dim), strict=True)], dim=dim)
 
     def _values(self, value: Tensor, dim: int) -> tuple[Tensor, ...]:
+        value = value.reshape(*[1] * max(0, -dim - value.dim()), *value.shape)
         size = list(value.shape)
         size[dim] = len(self.members)
         return value.expand(size).unbind(dim)
@@ -303,11 +306,7 @@ def _build(spec: Spec, tensors: Mapping[str, Tensor], prefix: str) -> Any:
             arguments.setdefault("transforms", []).append(built)
         else:
             arguments[name] = built
-    if issubclass(spec.family, transforms.Transform):
-        return spec.family(**arguments)
-    if "validate_args" in inspect.signature(spec.family.__init__).parameters:
-        return spec.family(**arguments, validate_args=False)
-    return _unvalidated(spec.family(**arguments))
+    return spec.family(**arguments)
 
 
 def _unvalidated(distribution: Distribution) -> Distribution:

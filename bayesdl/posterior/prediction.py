@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Normal
+from torch.distributions import Distribution, Normal
 
 from bayesdl._rng import generator, isolated
 from bayesdl.errors import DataError, ModelError
@@ -285,7 +285,7 @@ class Prediction:
             DataError: As `target`.
         """
         values = self._in_model_units(self.target(y))
-        return self._collect(lambda d, rows: _log_prob(d, values[rows]), dim=1) - self._log_volume
+        return self._collect(lambda d, rows: quantiles.log_density(d, values[rows]), dim=1) - self._log_volume
 
     def log_prob(self, y: Any) -> Tensor:
         """Log predictive density log p(y_i) = logmeanexp_s log p(y_i | draw s) in raw units, ``[N]``.
@@ -297,7 +297,7 @@ class Prediction:
             DataError: As `target`.
         """
         values = self._in_model_units(self.target(y))
-        total = self._collect(lambda d, rows: _log_prob(d, values[rows]).logsumexp(0))
+        total = self._collect(lambda d, rows: quantiles.log_density(d, values[rows]).logsumexp(0))
         return total - math.log(self.draws) - self._log_volume
 
     def cdf(self, y: Any) -> Tensor:
@@ -406,7 +406,9 @@ class Prediction:
         return math.prod(self.event_shape) * math.log(self.scale)
 
     def _in_model_units(self, y: Tensor) -> Tensor:
-        return (y - self.shift) / self.scale if self.kind == "real" else y
+        if self.kind == "real":
+            return (y - self.shift) / self.scale
+        return y if self.kind == "categorical" else y.to(torch.float64)  # only labels serve as indices
 
 
 _FIELDS = ("family", "draws", "event_shape", "kind", "shift", "scale")
@@ -475,19 +477,11 @@ def _rows(distribution: Distribution) -> int:
     return batch[1]
 
 
-def _log_prob(distribution: Distribution, y: Tensor) -> Tensor:
-    y = y.to(torch.float64) if not isinstance(quantiles.unwrap(distribution), Categorical) else y
-    support: Any = distribution.support
-    inside = support.check(y[None])
-    value = distribution.log_prob(y[None])
-    return torch.where(inside, value, torch.full_like(value, -math.inf))
-
-
 def _sample(distribution: Distribution, order: Tensor) -> Tensor:
     try:
         return take(distribution, order, 0).sample()
     except CannotUnpack:
-        # Every draw is sampled as often as the most frequent one is needed; the k-th use of a draw takes its k-th sample.
+        # All draws are sampled as often as the most frequent one is needed; a draw's k-th use takes its k-th sample.
         counts = torch.bincount(order, minlength=distribution.batch_shape[0])
         by_draw = order.argsort(stable=True)
         use = torch.empty_like(order)

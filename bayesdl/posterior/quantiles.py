@@ -71,6 +71,17 @@ def cdf(distribution: Distribution, value: Tensor) -> Tensor:
     return torch.where(value >= high, torch.ones_like(result), result)
 
 
+def log_density(distribution: Distribution, value: Tensor) -> Tensor:
+    """Log density of values ``[n, ...]`` under every component, ``[S, n]``; -inf outside the component's support.
+
+    Without the check a family may return any number there: it is only defined on its support.
+    """
+    support: Any = distribution.support
+    inside = support.check(value[None])
+    result = distribution.log_prob(value[None])
+    return torch.where(inside, result, torch.full_like(result, -math.inf))
+
+
 def has_cdf(distribution: Distribution) -> bool:
     """Whether `cdf` works for this family."""
     try:
@@ -104,7 +115,7 @@ def mixture_quantile(distribution: Distribution, q: float) -> Tensor:
     for step in range(200):
         level = cdf(distribution, x).mean(0)
         low, high = torch.where(level < q, x, low), torch.where(level < q, high, x)
-        newton = x - (level - q) / _density(distribution, x)
+        newton = x - (level - q) / log_density(distribution, x).exp().mean(0)
         # Every fourth step halves the bracket, so that no shape of the cdf can hold the search up.
         use_newton = (newton >= low) & (newton <= high) & (step % 4 != 3)
         candidate = torch.where(use_newton, newton, (low + high) / 2)
@@ -136,11 +147,6 @@ def _samples(distribution: Distribution) -> Tensor:
     with isolated(0, "Prediction", "quantile"):
         samples = distribution.sample(torch.Size([max(2, math.ceil(_SAMPLES / distribution.batch_shape[0]))]))
     return samples.flatten(0, 1).to(torch.float64)
-
-
-def _density(distribution: Distribution, x: Tensor) -> Tensor:
-    # Outside a component's support the log density may be NaN or infinite; such a Newton step is not taken.
-    return distribution.log_prob(x).exp().mean(0)
 
 
 def _limits(distribution: Distribution) -> tuple[Tensor | float, Tensor | float]:

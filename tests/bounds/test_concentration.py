@@ -107,7 +107,7 @@ def test_inverse_of_tiny_risks() -> None:
 
 
 @given(UNIT, UNIT)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_binary_kl_is_a_divergence_above_pinsker(q: float, p: float) -> None:
     value = float(binary_kl(q, p))
     assert value >= 2 * (p - q) ** 2 * (1 - 1e-12)
@@ -126,7 +126,7 @@ def test_binary_kl_values() -> None:
 
 
 @given(UNIT, BOUND, UNIT, BOUND)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_inverse_grows_with_risk_and_bound(q: float, bound: float, other_q: float, other_bound: float) -> None:
     low_q, high_q = sorted((q, other_q))
     low_b, high_b = sorted((bound, other_bound))
@@ -159,7 +159,7 @@ def test_hoeffding_and_chernoff_numbers() -> None:
 
 
 @given(st.integers(0, 300), st.integers(1, 300), st.floats(1e-6, 0.5))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_binomial_tail_is_sharper_than_chernoff_is_sharper_than_hoeffding(k: int, n: int, delta: float) -> None:
     k = min(k, n)
     exact = float(clopper_pearson_upper(errors=k, n=n, delta=delta))

@@ -53,7 +53,7 @@ def test_moment_does_not_depend_on_the_true_risk(p: float) -> None:
 
 
 @given(RISK, KL, N, DELTA)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_kl_form_is_between_the_risk_and_mcallester(risk: float, kl: float, n: int, delta: float) -> None:
     tight = float(pac_bayes_kl(risk=risk, kl=kl, n=n, delta=delta))
     loose = float(mcallester(risk=risk, kl=kl, n=n, delta=delta))
@@ -65,7 +65,7 @@ def test_kl_form_is_between_the_risk_and_mcallester(risk: float, kl: float, n: i
 
 
 @given(RISK, KL, st.integers(1, 10_000), DELTA)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_bounds_move_with_each_number_as_they_must(risk: float, kl: float, n: int, delta: float) -> None:
     for bound in (pac_bayes_kl, mcallester):
         here = float(bound(risk=risk, kl=kl, n=n, delta=delta))
@@ -140,13 +140,3 @@ def test_gaussian_kl_at_its_edges() -> None:
         kl_divergence_gaussian(math.nan, 1.0, 0.0, 1.0)
     with pytest.raises(CertificateError, match="prior_mean must be finite"):
         kl_divergence_gaussian(0.0, 1.0, math.inf, 1.0)
-
-
-def test_change_of_measure_is_attained_by_the_tilted_prior() -> None:
-    rng = np.random.default_rng(3)
-    prior, x = rng.dirichlet(np.ones(6)), rng.normal(size=6)
-    log_moment = float(special.logsumexp(x, b=prior))
-    tilted = prior * np.exp(x - log_moment)
-    assert float(tilted @ x - special.rel_entr(tilted, prior).sum()) == pytest.approx(log_moment, abs=1e-12)
-    others = rng.dirichlet(np.ones(6), size=20_000)
-    assert (others @ x - special.rel_entr(others, prior).sum(-1) <= log_moment + 1e-12).all()

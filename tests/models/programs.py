@@ -98,9 +98,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "gru": (lambda: Last(nn.GRU), lambda: _sequence(3)),
     "attention": (Attention, lambda: _sequence(4)),
     "transformer": (
-        lambda: nn.Sequential(
-            nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Flatten(), nn.Linear(20, 1)
-        ),
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Flatten(), nn.Linear(20, 1)),
         lambda: _sequence(4),
     ),
     "tied_embeddings": (Tied, lambda: torch.tensor([[0, 1, 2], [4, 4, 3], [2, 0, 1]])),
@@ -118,9 +116,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: _table(6),
     ),
     "weight_norm": (
-        lambda: nn.Sequential(
-            nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 1)
-        ),
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 1)),
         lambda: _table(6),
     ),
 }

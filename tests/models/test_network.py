@@ -10,7 +10,6 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from tests.models.programs import NETS, Tied, log_joint, model_of, prior_values
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -18,6 +17,7 @@ from bayesdl.errors import DataError, ModelError, ModelMismatch
 from bayesdl.models import BayesianNetwork
 from bayesdl.models.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesdl.models.priors import Hierarchical, Normal
+from tests.models.programs import NETS, Tied, log_joint, model_of, prior_values
 
 # weight_norm and LSTM parts run through vmap's slow fallback, which torch announces; the numbers are the point here.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -47,7 +47,9 @@ def test_batched_gradients_equal_autograd_chain_by_chain_and_survive_tracing(nam
         for key, wanted in zip(leaves, expected, strict=True):
             # Relative to the site's largest entry: single entries may cancel to zero.
             scale = float(wanted.abs().max())
-            torch.testing.assert_close(gradient[key][chain], wanted, rtol=1e-9, atol=1e-10 * scale, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                gradient[key][chain], wanted, rtol=1e-9, atol=1e-10 * scale, msg=lambda m, k=key: f"{k}: {m}"
+            )
             assert scale > 0, f"the log joint does not depend on {key}"
     torch.testing.assert_close(torch.func.vmap(density)(values), value, rtol=1e-11, atol=0)
     traced = make_fx(batched)(values)
@@ -58,7 +60,12 @@ def test_batched_gradients_equal_autograd_chain_by_chain_and_survive_tracing(nam
 def test_values_without_gradients_are_batched_too_for_fused_kernels() -> None:
     for name in ("lstm", "gru", "attention", "transformer"):
         model, x = model_of(name)
-        draws = {site.name: torch.stack([site.to_site(dict(model.net.named_parameters())[site.name].detach()) * s for s in (1, 2)]) for site in model.sites}
+        draws = {
+            site.name: torch.stack(
+                [site.to_site(dict(model.net.named_parameters())[site.name].detach()) * s for s in (1, 2)]
+            )
+            for site in model.sites
+        }
         with torch.no_grad():
             together = torch.func.vmap(lambda values, m=model, x=x: m.forward(values, x))(draws)
             for chain in range(2):
@@ -70,7 +77,12 @@ def test_sites_bear_the_names_of_parameters_and_the_plate_is_called_data() -> No
     net = mlp()
     model = BayesianNetwork(net)
     trace = poutine.trace(model).get_trace(rows(), torch.zeros(6, dtype=torch.float64))
-    assert [n for n in trace.nodes if n not in ("_INPUT", "_RETURN")] == [*dict(net.named_parameters()), "noise", "data", "y"]
+    assert [n for n in trace.nodes if n not in ("_INPUT", "_RETURN")] == [
+        *dict(net.named_parameters()),
+        "noise",
+        "data",
+        "y",
+    ]
     assert trace.nodes["y"]["cond_indep_stack"][0].name == "data"
     assert trace.nodes["y"]["is_observed"]
     assert not trace.nodes["noise"]["cond_indep_stack"]
@@ -176,7 +188,9 @@ def test_an_embeddings_padding_row_is_zero_and_no_site() -> None:
 
 
 def test_initial_values_are_the_modules_own_and_leave_the_global_generator() -> None:
-    net = nn.Sequential(nn.Linear(200, 100), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(100, 1))).double()
+    net = nn.Sequential(
+        nn.Linear(200, 100), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(100, 1))
+    ).double()
     model = BayesianNetwork(net, Normal(1.0))
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -287,9 +301,18 @@ def mixed() -> nn.Module:
 REFUSED = {
     "a function": (lambda: torch.tanh, ["torch.nn.Module", "function"]),
     "scripted": (scripted, ["torch.nn.Module"]),
-    "batch norm in training": (lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), ["1 (BatchNorm1d)", "other rows", "GroupNorm", "net.eval()"]),
-    "batch norm without statistics": (lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval(), ["track_running_stats=False"]),
-    "instance norm that tracks": (lambda: nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), nn.Linear(3, 1)), ["running statistics", "net.eval()"]),
+    "batch norm in training": (
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
+        ["1 (BatchNorm1d)", "other rows", "GroupNorm", "net.eval()"],
+    ),
+    "batch norm without statistics": (
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval(),
+        ["track_running_stats=False"],
+    ),
+    "instance norm that tracks": (
+        lambda: nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), nn.Linear(3, 1)),
+        ["running statistics", "net.eval()"],
+    ),
     "no parameters": (nn.Tanh, ["no parameter", "prior"]),
     "all frozen": (frozen, ["no parameter"]),
     "NaN": (lambda: with_value(math.nan), ["'bias'", "NaN"]),

@@ -1,0 +1,223 @@
+"""Mean-field VI against the known optimum of Gaussian targets; gradients; learnt priors; resume."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from bayesdl.errors import Divergence, MethodError
+from bayesdl.infer.loop import Run
+from bayesdl.infer.schedules import Constant
+from bayesdl.infer.variational import MeanFieldEngine, MeanFieldVI
+from bayesdl.posterior.problem import prepare
+
+
+def optimum_elbo(linear: Any) -> float:
+    """log p(y) - KL(q* || posterior), with KL = (sum log Lambda_ii - log det Lambda) / 2 for the diagonal optimum."""
+    precision = linear.posterior()[1]
+    return linear.log_evidence() - 0.5 * float(precision.diag().log().sum() - torch.logdet(precision))
+
+
+@pytest.mark.parametrize(
+    ("settings", "mean_tolerance", "sd_tolerance"),
+    [
+        ({}, 1e-6, 0.02),
+        ({"batch_size": 10}, 0.05, 0.05),
+        ({"temperature": 3.0}, 1e-6, 0.02),
+        ({"likelihood_temperature": 3.0}, 1e-6, 0.02),
+        ({"temperature": 0.5, "likelihood_temperature": 2.0}, 1e-6, 0.02),
+    ],
+)
+def test_optimum_has_the_exact_mean_and_the_inverse_diagonal_precision(
+    linear: Any, settings: dict[str, Any], mean_tolerance: float, sd_tolerance: float
+) -> None:
+    posterior = MeanFieldVI(**settings).fit(linear.model, linear.data)
+    mean, precision = linear.posterior(
+        settings.get("temperature", 1.0), settings.get("likelihood_temperature", 1.0)
+    )
+    sd = precision.diag().rsqrt()
+    marginal = torch.linalg.inv(precision).diag().sqrt()
+    assert (marginal / sd - 1).abs().max() > 0.1  # the marginal sd would be told apart
+    assert ((posterior.mean - mean) / sd).abs().max() < mean_tolerance
+    assert (posterior.sd / sd - 1).abs().max() < sd_tolerance
+
+
+def test_elbo_is_the_evidence_less_the_known_gap(linear: Any) -> None:
+    posterior = MeanFieldVI().fit(linear.model, linear.data)
+    error = posterior.info["elbo_error"]
+    assert abs(posterior.info["elbo"] - optimum_elbo(linear)) < 4 * error
+    assert posterior.info["elbo"] + 4 * error < linear.log_evidence()
+    assert error < 0.25 * (linear.log_evidence() - optimum_elbo(linear))
+    kl = posterior.kl()
+    assert kl is not None
+    prior = torch.distributions.Normal(torch.zeros(3, dtype=torch.float64), 0.4)
+    q = torch.distributions.Normal(posterior.mean, posterior.sd)
+    assert kl == pytest.approx(float(torch.distributions.kl_divergence(q, prior).sum()), rel=1e-10)
+
+
+def test_elbo_equals_the_evidence_where_the_family_holds_the_posterior(orthogonal: Any) -> None:
+    posterior = MeanFieldVI().fit(orthogonal.model, orthogonal.data)
+    # The control variate takes all noise out of a target whose coordinates are independent Gaussians.
+    assert posterior.info["elbo"] == pytest.approx(orthogonal.log_evidence(), abs=1e-6)
+    assert posterior.info["elbo_error"] < 1e-6
+    torch.testing.assert_close(posterior.sd, orthogonal.posterior()[1].diag().rsqrt(), rtol=1e-5, atol=0)
+
+
+def test_prior_that_is_not_gaussian_uses_the_entropy() -> None:
+    """Gamma(3, 2) on the log scale: E_q under the optimal Gaussian q in log s is known: mean digamma-like conditions."""
+
+    def model() -> None:
+        pyro.sample("s", dist.Gamma(torch.tensor(3.0, dtype=torch.float64), 2.0))
+
+    posterior = MeanFieldVI(samples=32).fit(model, {})
+    # log density in u = log s is 3 u - 2 exp(u) + c; the ELBO 3 m - 2 exp(m + v/2) + log(v)/2 has its optimum where
+    # 2 exp(m + v/2) = 3 and v = 1/3.
+    assert float(posterior.sd[0]) == pytest.approx(math.sqrt(1 / 3), rel=0.03)
+    assert float(posterior.mean[0]) == pytest.approx(math.log(1.5) - 1 / 6, abs=0.03)
+
+
+def engine(linear: Any, **settings: Any) -> MeanFieldEngine:
+    problem = prepare(linear.model, linear.data, temperature=settings.get("temperature", 1.0))
+    return MeanFieldEngine(MeanFieldVI(**settings), problem, 0, lambda: torch.zeros(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_gradient_is_unbiased_with_and_without_mini_batches(linear: Any, temperature: float) -> None:
+    """Against the exact gradient of the ELBO at a point that is not the optimum."""
+    work = engine(linear, temperature=temperature)
+    mean, precision = linear.posterior(temperature)
+    parameters = torch.stack([mean + 0.1, torch.full((3,), math.log(0.1), dtype=torch.float64)])
+    sd = parameters[1].exp()
+    exact = torch.stack([-precision @ (parameters[0] - mean), 1 - precision.diag() * sd**2])
+    noise = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    elbo, gradient = work.elbo_and_gradient(parameters, noise, None)
+    parts = torch.stack([work.elbo_and_gradient(parameters, part, None)[1] for part in noise.split(500)])
+    error = parts.std(0) / math.sqrt(len(parts))
+    assert ((gradient - exact).abs() < 4.5 * error + 1e-9).all()
+    if temperature == 1.0:
+        q = torch.distributions.MultivariateNormal(parameters[0], torch.diag(sd**2))
+        p = torch.distributions.MultivariateNormal(mean, precision_matrix=precision)
+        expected = linear.log_evidence() - float(torch.distributions.kl_divergence(q, p))
+        assert abs(float(elbo.mean()) - expected) < 4.5 * float(elbo.std()) / math.sqrt(len(elbo))
+    batches = torch.randperm(100, generator=torch.Generator().manual_seed(2)).split(10)
+    split = [work.elbo_and_gradient(parameters, noise[:100], work.problem.minibatch(rows)) for rows in batches]
+    whole = work.elbo_and_gradient(parameters, noise[:100], None)
+    torch.testing.assert_close(torch.stack([value for value, _ in split]).mean(0), whole[0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.stack([grad for _, grad in split]).mean(0), whole[1], rtol=1e-9, atol=1e-9)
+
+
+def test_control_variate_lowers_the_variance_near_the_optimum(linear: Any) -> None:
+    work = engine(linear)
+    mean, precision = linear.posterior()
+    parameters = torch.stack([mean, precision.diag().rsqrt().log()])
+    noise = torch.randn(4_000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z = parameters[0] + parameters[1].exp() * noise
+    value, slope = work.problem.density.value_and_grad(z, target="likelihood")
+    plain = (slope * noise * parameters[1].exp()).var(0)
+    ours = torch.stack([work.elbo_and_gradient(parameters, row, None)[1][1] for row in noise.split(1)]).var(0)
+    assert (ours < 0.6 * plain).all()
+    assert work.elbo(parameters, noise).var() < 0.6 * value.var()
+
+
+def test_trace_and_its_error(linear: Any) -> None:
+    posterior = MeanFieldVI(steps=400).fit(linear.model, linear.data)
+    trace, error = posterior.info["elbo_trace"], posterior.info["elbo_trace_error"]
+    assert len(trace) == len(error) == 200
+    assert trace[-1] > trace[0]
+    tail = [(value - optimum_elbo(linear)) / spread for value, spread in zip(trace[-50:], error[-50:], strict=True)]
+    assert abs(sum(tail)) / len(tail) < 1.0
+
+
+def test_learnt_prior_is_the_fit_on_its_rows_and_is_updated_with_the_rest(orthogonal: Any) -> None:
+    posterior = MeanFieldVI().fit(orthogonal.model, orthogonal.data, prior_rows=0.5, seed=4)
+    problem = posterior.problem
+    early = problem.rows.isin(problem.prior_rows)
+    assert int(early.sum()) == 50
+    assert posterior.info["prior"]["rows"] == 50
+    x, y = orthogonal.x[early], orthogonal.y[early]
+    precision = x.T @ x / 0.5**2 + torch.eye(3, dtype=torch.float64) / 0.4**2
+    prior_mean, prior_sd = problem.density.gaussian_prior()
+    sd = precision.diag().rsqrt()
+    torch.testing.assert_close(prior_sd, sd, rtol=0.02, atol=0)
+    assert ((prior_mean - torch.linalg.solve(precision, x.T @ y / 0.5**2)) / sd).abs().max() < 1e-5
+    # The update counts rows B alone: prior(A) x likelihood(B), with the prior as it was found.
+    x, y = orthogonal.x[~early], orthogonal.y[~early]
+    precision = x.T @ x / 0.5**2 + torch.diag(prior_sd**-2)
+    mean = torch.linalg.solve(precision, x.T @ y / 0.5**2 + prior_mean / prior_sd**2)
+    sd = precision.diag().rsqrt()
+    assert ((posterior.mean - mean) / sd).abs().max() < 1e-5
+    torch.testing.assert_close(posterior.sd, sd, rtol=0.02, atol=0)
+    kl = posterior.kl()
+    assert kl is not None
+    q, p = torch.distributions.Normal(posterior.mean, posterior.sd), torch.distributions.Normal(prior_mean, prior_sd)
+    assert kl == pytest.approx(float(torch.distributions.kl_divergence(q, p).sum()), rel=1e-9)
+
+
+def test_learnt_prior_does_not_depend_on_the_other_rows(orthogonal: Any) -> None:
+    method, (x, y) = MeanFieldVI(steps=50), orthogonal.data
+    first = method.fit(orthogonal.model, (x, y), prior_rows=0.5)
+    early = first.problem.rows.isin(first.problem.prior_rows)
+    second = method.fit(orthogonal.model, (x, torch.where(early, y, y + 3.0)), prior_rows=0.5)
+    assert torch.equal(second.problem.rows.isin(second.problem.prior_rows), early)
+    for one, other in zip(first.problem.density.gaussian_prior(), second.problem.density.gaussian_prior(), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(first.mean, second.mean)
+
+
+@pytest.mark.parametrize("prior_rows", [None, 0.4])
+@pytest.mark.parametrize("stop", [1, 77])
+def test_resume_is_bit_for_bit(linear: Any, tmp_path: Any, prior_rows: float | None, stop: int) -> None:
+    method = MeanFieldVI(steps=120, batch_size=8)
+    whole = method.fit(linear.model, linear.data, prior_rows=prior_rows)
+    first = method.fit(
+        linear.model,
+        linear.data,
+        prior_rows=prior_rows,
+        checkpoint=tmp_path / "vi",
+        callback=lambda state: state["step"] == stop,
+    )
+    assert first.info["steps"] == stop
+    resumed = method.fit(linear.model, linear.data, prior_rows=prior_rows, checkpoint=tmp_path / "vi")
+    assert torch.equal(resumed.mean, whole.mean)
+    assert torch.equal(resumed.sd, whole.sd)
+    assert resumed.info["elbo"] == whole.info["elbo"]
+    # Neither the mode at the start nor the prior is computed anew: one probe per stage, and the steps that were left.
+    assert resumed.info["gradients_here"] == 8 * (120 - stop) + (1 if prior_rows is None else 2)
+
+
+def test_average_is_that_of_the_last_quarter(linear: Any) -> None:
+    path: list[Tensor] = []
+    posterior = MeanFieldVI(steps=40, learning_rate=Constant(0.05)).fit(
+        linear.model, linear.data, callback=lambda state: bool(path.append(state["parameters"]))
+    )
+    expected = torch.stack(path[30:]).mean(0)
+    torch.testing.assert_close(posterior.mean, expected[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(posterior.sd, expected[1].exp(), rtol=1e-10, atol=1e-12)
+
+
+def test_stopped_before_the_first_update_is_an_error(linear: Any) -> None:
+    run = Run()
+    run.tally.interrupted = True
+    method = MeanFieldVI(steps=10)
+    problem = prepare(linear.model, linear.data)
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt, match="first update"):
+        method.approximate(problem, run, lambda: torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_refusals(linear: Any) -> None:
+    with pytest.raises(MethodError, match="temper the learnt prior twice"):
+        MeanFieldVI(temperature=2.0).fit(linear.model, linear.data, prior_rows=0.5)
+    rows = prepare(linear.model, linear.data).rows
+    with pytest.raises(MethodError, match="none are left"):
+        MeanFieldVI().fit(linear.model, linear.data, prior_rows=rows)
+    for settings, words in [({"samples": 0}, "samples=0"), ({"initial_scale": -1.0}, r"initial_scale=-1\.0")]:
+        with pytest.raises(MethodError, match=words):
+            MeanFieldVI(**settings)
+    with pytest.raises(Divergence, match="learning_rate"):
+        MeanFieldVI(learning_rate=Constant(1e6)).fit(linear.model, linear.data)

@@ -1,0 +1,128 @@
+"""From modules and priors to layers."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from bayesdl.errors import ModelError
+from bayesdl.infinite import Activation, Dense, from_module
+from bayesdl.models import BayesianNetwork, Erf, mlp, priors
+
+
+def test_fan_in_priors_give_their_own_standard_deviations() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8, bias=False), Erf(),
+                        nn.Identity(), nn.Linear(8, 1))  # fmt: skip
+    layers = from_module(BayesianNetwork(net, priors.Normal("fan_in", w_std=1.5, b_std=0.5)))
+    assert [type(layer) for layer in layers] == [Dense, Activation, Dense, Activation, Dense]
+    widths = [layer for layer in layers if isinstance(layer, Dense)]
+    assert [w.w_std for w in widths] == pytest.approx([1.5] * 3, rel=1e-14)
+    assert [w.b_std for w in widths] == [0.5, 0.0, 0.5]
+    assert [layer.name for layer in layers if isinstance(layer, Activation)] == ["relu", "erf"]
+
+
+def test_a_plain_scale_is_multiplied_by_the_root_of_the_fan_in() -> None:
+    net = nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 1))
+    first, _, last = from_module(BayesianNetwork(net, priors.Normal(0.5)))
+    assert (first.w_std, last.w_std) == pytest.approx((1.5, 1.0))
+    assert (first.b_std, last.b_std) == (0.5, 0.5)
+
+
+def test_patterns_and_nested_sequentials() -> None:
+    block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    net = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), block, nn.Linear(4, 1))
+    prior = priors.PerParameter({"2.*": priors.Normal("fan_in", w_std=3.0), "*": priors.Normal("fan_in", w_std=2.0)})
+    widths = [layer.w_std for layer in from_module(BayesianNetwork(net, prior)) if isinstance(layer, Dense)]
+    assert widths == pytest.approx([2.0, 3.0, 2.0])
+
+
+def test_an_activation_that_is_used_twice_counts_twice() -> None:
+    act = nn.ReLU()
+    net = nn.Sequential(nn.Linear(1, 2), act, nn.Linear(2, 2), act, nn.Linear(2, 1))
+    assert [type(layer) for layer in from_module(net, w_std=1, b_std=1)] == [Dense, Activation, Dense, Activation, Dense]
+
+
+def test_given_values_override_the_prior_and_make_any_prior_possible() -> None:
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    expected = (Dense(1.2, 0.3), Activation("relu"), Dense(1.2, 0.0))
+    assert from_module(net, w_std=1.2, b_std=0.3) == expected
+    assert from_module(BayesianNetwork(net, priors.Laplace(1.0)), w_std=1.2, b_std=0.3) == expected
+
+
+def test_an_mlp_of_the_zoo_converts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bayesdl.data import Dataset
+
+    data = Dataset.from_arrays(torch.randn(10, 3, dtype=torch.float64), torch.randn(10, dtype=torch.float64))
+    widths = [la for la in from_module(mlp(data, hidden=(5, 5), activation="relu")) if isinstance(la, Dense)]
+    assert [w.w_std for w in widths] == pytest.approx([math.sqrt(2)] * 3, rel=1e-14)
+
+
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def tied() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+def tied_weight() -> nn.Module:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    net[2].weight = net[0].weight
+    return net
+
+
+def frozen() -> nn.Module:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    net[0].weight.requires_grad_(False)
+    return net
+
+
+def hooked() -> nn.Module:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    net[1].register_forward_hook(lambda *_: None)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)), r"'1' \(Tanh\).*ReLU, Erf"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Sequential(Twice()), nn.Linear(2, 1)), r"'1.0' \(Twice\)"),
+        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1)), "LayerNorm"),
+        (nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU(), nn.Linear(2, 1)), "Conv1d"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), "first layer"),
+        (nn.Sequential(nn.Linear(2, 1), nn.ReLU()), "last layer"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(2, 1)), "Flatten"),
+        (tied(), "'2.weight' is frozen or tied"),
+        (tied_weight(), "'0.weight' is tied"),
+        (frozen(), "'0.weight' is frozen"),
+        (hooked(), "hooks"),
+    ],
+)
+def test_what_has_no_limit_is_refused_by_name(net: nn.Module, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        from_module(net, w_std=1.0, b_std=1.0)
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        (priors.Laplace("fan_in"), "Laplace.*w_std="),
+        (priors.StudentT(), "StudentT"),
+        (priors.Hierarchical(dist.HalfNormal(1.0)), "itself random"),
+    ],
+)
+def test_priors_without_a_gaussian_limit_are_refused(prior: priors.Prior, words: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    with pytest.raises(ModelError, match=words):
+        from_module(BayesianNetwork(net, prior))
+
+
+def test_a_module_without_a_prior_needs_standard_deviations() -> None:
+    with pytest.raises(ModelError, match="w_std= and b_std="):
+        from_module(nn.Linear(2, 1), w_std=1.0)
+    assert from_module(nn.Linear(2, 1), w_std=1.0, b_std=2.0) == (Dense(1.0, 2.0),)
