@@ -14,10 +14,11 @@ Names load what they need when they are first used, so importing the package is 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bayesdl._registry import METHODS, NAMES, TABLE, resolve
+from bayesdl._registry import METHODS, MODULES, TABLE, resolve
 
 if TYPE_CHECKING:
     # What the table of _registry says, once more for type checkers and editors; a test compares the two.
@@ -28,18 +29,21 @@ if TYPE_CHECKING:
     from bayesdl import infinite as infinite
     from bayesdl import models as models
     from bayesdl import posterior as posterior
+    from bayesdl.bounds import Certificate as Certificate
     from bayesdl.bounds.certify import certify as certify
+    from bayesdl.compare import Comparison as Comparison
     from bayesdl.compare import compare as compare
     from bayesdl.data import Dataset as Dataset
     from bayesdl.density import LogDensity as LogDensity
-    from bayesdl.describe import describe as describe
+    from bayesdl.describe import Description
     from bayesdl.estimators import BayesianClassifier as BayesianClassifier
     from bayesdl.estimators import BayesianRegressor as BayesianRegressor
+    from bayesdl.evaluate import Report as Report
     from bayesdl.evaluate import evaluate as evaluate
     from bayesdl.infer.checkpoint import Checkpoint as Checkpoint
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.hmc import HMC as HMC
-    from bayesdl.infer.method import Method
+    from bayesdl.infer.method import Method as Method
     from bayesdl.infer.nuts import NUTS as NUTS
     from bayesdl.infer.optimise import MAP as MAP
     from bayesdl.infer.optimise import MaximumLikelihood as MaximumLikelihood
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
     from bayesdl.posterior.prior_predictive import prior_predictive as prior_predictive
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "fit", *sorted(TABLE)]
+__all__ = ["__version__", "describe", "fit", *sorted(TABLE)]
 
 
 def fit(model: Any, data: Any, method: Method | None = None, **options: Any) -> Posterior:
@@ -78,6 +82,27 @@ def fit(model: Any, data: Any, method: Method | None = None, **options: Any) -> 
     return posterior
 
 
+def describe(model: Any, data: Any, methods: Iterable[Method] | None = None, **options: Any) -> Description:
+    """Look at a model and its data before fitting: structure, prior predictions, methods and what each would cost.
+
+    Args:
+        model: any Pyro program; a ``BayesianNetwork`` is one.
+        data: as in ``fit``.
+        methods: the methods to forecast; all of them, with their default settings, if None.
+        **options: ``seed``, ``data_plate``.
+
+    Returns:
+        The description; print it.
+
+    Raises:
+        ModelError: the model cannot be used; the message says why.
+        DataError: the data cannot be used.
+    """
+    from bayesdl.describe import describe as look
+
+    return look(model, data, [resolve(name)() for name in METHODS] if methods is None else methods, **options)
+
+
 def __getattr__(name: str) -> Any:
     if name not in TABLE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -91,14 +116,14 @@ def __dir__() -> list[str]:
 
 
 class _Face(ModuleType):
-    """Keeps ``bdl.evaluate`` the function although there is a folder ``bayesdl/evaluate`` too.
+    """Keeps ``bdl.evaluate`` and its like functions, although there are modules of the same names.
 
     The import system binds every submodule to an attribute of its package, which would hide the function of the same
     name; ``from bayesdl.evaluate import metrics`` works all the same.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and (name in NAMES or name in METHODS)):
+        if not (isinstance(value, ModuleType) and name in __all__ and name not in MODULES):
             super().__setattr__(name, value)
 
 

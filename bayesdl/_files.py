@@ -70,7 +70,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            # Copied into memory of torch's own alignment, on which the last digit of a matrix product depends.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         return tensors, json.loads(metadata["bayesdl"])
     except FileNotFoundError:
         raise FileError(f"{path} does not exist.") from None

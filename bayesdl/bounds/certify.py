@@ -25,9 +25,9 @@ MONTE_CARLO_SHARE = 0.2  # of delta; the rest is the theorem's
 
 _SOURCES = {
     "PAC-Bayes-kl": "Maurer 2004, Theorem 5",
-    "McAllester": "McAllester 1999, Theorem 1; Maurer 2004",
+    "McAllester": "McAllester 1999; Maurer 2004",
     "binomial tail": "Clopper and Pearson 1934; Langford 2005, Theorem 3.3",
-    "Chernoff": "Hoeffding 1963, Theorem 1; Langford 2005, Corollary 3.7",
+    "Chernoff": "Hoeffding 1963, eq. 2.1",
 }
 _COMMON = ("the rows are independent draws from the distribution of the new rows", "the loss lies in [0, 1]")
 
@@ -148,8 +148,8 @@ def _certify(posterior: Posterior, request: _Request) -> Certificate:
         raise overlap_error(posterior, rows, DataDependentPrior, "which shaped its scaler or prior as well")
     if rows.copies:
         raise DataDependentPrior(
-            f"{rows.copies} rows of {data.name} equal rows of the prior and scaler but come from another source, so they "
-            "are copies. Fit and certify on parts of one Dataset, which keeps the identities of its rows."
+            f"{rows.copies} rows of {data.name} equal rows of the prior and scaler but come from another source, so "
+            "they are copies. Fit and certify on parts of one Dataset, which keeps the identities of its rows."
         )
     return _pac_bayes(posterior, data.subset(rows.bound), request, rows, kl)
 

@@ -5,7 +5,7 @@ keep the end of their bracket at which the defining inequality was verified with
 it. (The midpoint of a bisection is below the exact inverse about half the time, and then the certificate is void.)
 
 Sources: Hoeffding (1963), Theorem 1; Clopper and Pearson (1934); Langford (2005), "Tutorial on practical prediction
-theory for classification", Theorem 3.3 and Corollary 3.7.
+theory for classification", section 3.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def chernoff_upper(*, risk: Values, n: Values, delta: Values) -> Values:
     .. math:: R \le kl^{-1}(\hat R, \log(1 / \delta) / n) \quad \text{with probability at least } 1 - \delta
 
     Never looser than :func:`hoeffding`. The deviation is one-sided, so log(1/delta) suffices, not log(2/delta).
-    Source: Hoeffding (1963), Theorem 1, eq. 2.1; Langford (2005), Corollary 3.7.
+    Source: Hoeffding (1963), Theorem 1, eq. 2.1.
 
     Args:
         risk: Average loss in [0, 1].

@@ -74,7 +74,7 @@ def mcallester(*, risk: Values, kl: Values, n: Values, delta: Values) -> Values:
         \quad \text{for all } Q \text{, with probability at least } 1 - \delta
 
     It holds on the same event as :func:`pac_bayes_kl` and is never tighter; it is here for comparison with published
-    numbers. Assumptions as there. Source: McAllester (1999), Theorem 1; Maurer (2004), eq. 4.
+    numbers. Assumptions as there. Source: McAllester (1999); Maurer (2004).
 
     Args:
         risk: Average loss of Q on the rows of the bound, or an upper bound on it, in [0, 1].

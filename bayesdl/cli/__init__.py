@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 import typer
 
@@ -50,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after bad input, 130 after an interruption.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _run(given)
+
+
+def _run(given: list[str]) -> int:
     try:
         code = app(given or ["--help"], prog_name="bayesdl", standalone_mode=False)
     except typer.TyperException as error:  # an unknown option, a missing argument
@@ -59,10 +67,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (BayesdlError, OSError) as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
+    except typer.Abort:  # how typer before 0.29 passes an interruption on
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         sys.stderr.write("bayesdl: interrupted\n")
-        return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line instead of the place in the code, which tells a user of the command line nothing."""
+    sys.stderr.write(f"bayesdl: warning: {' '.join(str(message).split())}\n")
 
 
 def _refuse(message: str) -> int:

@@ -34,12 +34,17 @@ TaskOf = Annotated[
 ]
 Drop = Annotated[
     list[str],
-    typer.Option(help="CSV: a column to leave out; may be repeated.", default_factory=list, show_default=False),
+    typer.Option(
+        metavar="COLUMN", help="CSV: a column to leave out; may be repeated.", default_factory=list, show_default=False
+    ),
 ]
 Hidden = Annotated[
     list[int],
     typer.Option(
-        help="Units of a hidden layer; repeat it for more layers.", default_factory=lambda: [16], show_default="16"
+        metavar="UNITS",
+        help="Units of a hidden layer; repeat it for more layers.",
+        default_factory=lambda: [16],
+        show_default="16",
     ),
 ]
 Activation = Annotated[str, typer.Option(help="tanh, relu, ...: what stands between the layers.")]
@@ -53,6 +58,10 @@ Set = Annotated[
         default_factory=list,
         show_default=False,
     ),
+]
+Holdout = Annotated[
+    float | None,
+    typer.Option(help="Data without a standard split: the fraction of test rows.", show_default=False),
 ]
 Seed = Annotated[int, typer.Option(help="The result is a function of it.")]
 RowsOf = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,9 @@ import torch
 
 from bayesdl import data as loaders
 from bayesdl._files import read_json
-from bayesdl.data import Dataset, Task
+from bayesdl.data import Dataset, Split, Task
 from bayesdl.data.bundled import BUNDLED
+from bayesdl.data.tables import read_names
 from bayesdl.errors import DataError, FileError
 from bayesdl.posterior import Posterior
 
@@ -61,10 +63,24 @@ class Reading:
         """What a later command needs to read another table in the same way, as JSON values."""
         return asdict(replace(self, task=data.task, x_names=data.x_names, classes=data.classes))
 
+    def read_inputs(self, source: str) -> torch.Tensor | None:
+        """The inputs ``[N, D]`` of a CSV file that lacks the target's column; None for all other sources.
+
+        Raises:
+            DataError, FileError: the file cannot be used as it is.
+        """
+        path = Path(source)
+        if source in BUNDLED or not path.is_file() or self.target is None or self.target in read_names(path):
+            return None
+        present = [name for name in self.drop if name in read_names(path)]
+        x, names = loaders.read_inputs(path, self.encode, self.missing, drop=present)
+        return _with_columns(x, names, self.x_names, source)
+
     def _aligned(self, data: Dataset, source: str) -> Dataset:
         """The data with columns and class codes as they were when the posterior was fitted."""
         if self.x_names and data.x_names != self.x_names:
-            data = _with_columns(data, self.x_names, source)
+            x = _with_columns(data.x, data.x_names, self.x_names, source)
+            data = replace(data, x=x, x_names=self.x_names)
         if self.classes and data.classes != self.classes:
             data = _with_classes(data, self.classes, source)
         return data
@@ -86,17 +102,24 @@ def remembered(folder: Path) -> Reading:
         raise FileError(f"{notes} is not what `bayesdl fit` writes ({error!r}); fit again.") from None
 
 
-def training_rows(data: Dataset, holdout: float | None, seed: int) -> Dataset:
-    """The rows to fit: a standard split's training rows, else all rows but the fraction that is to be held out.
+def with_split(data: Dataset, holdout: float | None, seed: int) -> Dataset:
+    """The data with a split of training and test rows: their own, or a fraction held out at random.
 
     Raises:
         DataError: the fraction is not possible, or the data have a standard split already.
     """
-    if data.splits and holdout is None:
-        return data.train
-    if data.splits:
+    if data.splits and holdout is not None:
         raise DataError(f"{data.name} has a standard split; --holdout is for data without one.")
-    return data if holdout is None else data.holdout(holdout, seed)[0]
+    if data.splits or holdout is None:
+        return data
+    test = data.rows.isin(data.holdout(holdout, seed)[1].rows)
+    split = Split(train=torch.nonzero(~test).flatten(), test=torch.nonzero(test).flatten())
+    return replace(data, splits={"hold-out": split}, current="hold-out")
+
+
+def training_rows(data: Dataset) -> Dataset:
+    """The rows to fit: the training rows of the split, or all where there is none."""
+    return data.train if data.splits else data
 
 
 def chosen_rows(data: Dataset, rows: Rows, posterior: Posterior) -> Dataset:
@@ -121,18 +144,18 @@ def chosen_rows(data: Dataset, rows: Rows, posterior: Posterior) -> Dataset:
     return data.subset(mask)
 
 
-def _with_columns(data: Dataset, names: tuple[str, ...], source: str) -> Dataset:
-    unknown = [name for name in data.x_names if name not in names]
-    missing = [name for name in names if name not in data.x_names and "=" not in name]
+def _with_columns(x: torch.Tensor, names: Sequence[str], wanted: Sequence[str], source: str) -> torch.Tensor:
+    """The columns of x in the order of the fit; a category that does not occur here is a 0/1 column of zeros."""
+    unknown = [name for name in names if name not in wanted]
+    missing = [name for name in wanted if name not in names and "=" not in name]
     if unknown or missing:
         raise DataError(
             f"{source} does not have the columns of the fit: missing {missing or 'none'}, unknown {unknown or 'none'}."
         )
-    # A category that does not occur in this table is a 0/1 column of zeros.
-    x = torch.zeros(len(data), len(names), dtype=data.x.dtype)
-    for place, name in enumerate(data.x_names):
-        x[:, names.index(name)] = data.x[:, place]
-    return replace(data, x=x, x_names=names)
+    aligned = torch.zeros(len(x), len(wanted), dtype=x.dtype)
+    for place, name in enumerate(names):
+        aligned[:, wanted.index(name)] = x[:, place]
+    return aligned
 
 
 def _with_classes(data: Dataset, classes: tuple[str, ...], source: str) -> Dataset:

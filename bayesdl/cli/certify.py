@@ -27,9 +27,10 @@ def certify(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Certify the posterior in FOLDER: bound its expected loss on new rows, with probability 1 - delta.
+    """Bound the expected loss of the posterior in FOLDER.
 
-    The loss is 0-1 for classes; for regression, a miss of the central 90% interval.
+    The bound on the loss on new rows holds with probability 1 - delta. The loss is 0-1 for classes; for regression, a
+    miss of the central 90% interval.
 
     After a fit with --prior-rows, the bound is PAC-Bayes-kl on the training rows that shaped neither the scaler nor the
     prior. Any other posterior is bounded on rows that it was not fitted on.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from bayesdl._registry import METHODS
 from bayesdl.cli import _options as options
 from bayesdl.cli._output import print_json
 from bayesdl.cli._rows import Reading, training_rows
+from bayesdl.cli._settings import build_method
 from bayesdl.describe import describe as describe_model
 from bayesdl.models import mlp
 
@@ -23,15 +25,17 @@ def describe(
     activation: options.Activation = "tanh",
     as_json: options.Json = False,
 ) -> None:
-    """Say what would be fitted to DATA: unknowns, rows, which methods apply, and what each would cost.
+    """Say what would be fitted to DATA, and at what cost.
+
+    Unknowns, rows, what the prior expects, which methods apply and why others do not, and a forecast for each.
 
     \b
     Examples:
       bayesdl describe diabetes
       bayesdl describe houses.csv --target price --encode onehot --hidden 50 --activation relu
     """
-    rows = training_rows(Reading(target, encode, missing, task, tuple(drop)).read(data), None, 0)
-    description = describe_model(mlp(rows, tuple(hidden), activation), rows)
+    rows = training_rows(Reading(target, encode, missing, task, tuple(drop)).read(data))
+    description = describe_model(mlp(rows, tuple(hidden), activation), rows, [build_method(name) for name in METHODS])
     if as_json:
         print_json(description.to_dict())
     else:

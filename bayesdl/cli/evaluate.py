@@ -17,7 +17,7 @@ def evaluate(
     rows: options.RowsOf = "held-out",
     as_json: options.Json = False,
 ) -> None:
-    """Score the posterior in FOLDER on DATA: likelihood, error, calibration.
+    """Score the posterior in FOLDER on rows of DATA.
 
     A CSV file is read as the fit read its own: same target, same encoding.
 

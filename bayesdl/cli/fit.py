@@ -10,13 +10,13 @@ import typer
 from bayesdl._files import write_json
 from bayesdl.cli import _options as options
 from bayesdl.cli._output import print_json, print_pairs
-from bayesdl.cli._rows import NOTES, Reading, training_rows
+from bayesdl.cli._rows import NOTES, Reading, training_rows, with_split
 from bayesdl.cli._settings import build_method
 from bayesdl.errors import FileError
 from bayesdl.infer.checkpoint import Checkpoint
 from bayesdl.models import mlp
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint"
 
 
 def fit(
@@ -33,9 +33,7 @@ def fit(
     hidden: options.Hidden,
     activation: options.Activation = "tanh",
     seed: options.Seed = 0,
-    holdout: Annotated[
-        float | None, typer.Option(help="Data without a standard split: leave out this fraction.", show_default=False)
-    ] = None,
+    holdout: options.Holdout = None,
     prior_rows: Annotated[
         float | None,
         typer.Option(help="Learn scaler and prior from this fraction: for a PAC-Bayes bound.", show_default=False),
@@ -47,9 +45,9 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the posterior in the folder.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fit a fully connected network to DATA and save the posterior in a folder.
+    """Fit a network to DATA and save the posterior.
 
-    Where the data have a standard split, only its training rows are used.
+    The network is fully connected. Where the data have a standard split, only its training rows are used.
 
     \b
     Examples:
@@ -63,13 +61,16 @@ def fit(
         raise FileError(f"{out} holds a posterior already; choose another folder, or pass --overwrite.")
     reading = Reading(target, encode, missing, task, tuple(drop))
     engine = build_method(method, settings)
-    rows = training_rows(reading.read(data), holdout, seed)
+    rows = training_rows(with_split(reading.read(data), holdout, seed))
     checkpoint = None if checkpoint_every is None else Checkpoint(out / CHECKPOINT, checkpoint_every)
     posterior = engine.fit(
         mlp(rows, tuple(hidden), activation), rows, seed=seed, prior_rows=prior_rows, checkpoint=checkpoint
     )
     posterior.save(out)
     write_json(out / NOTES, reading.noted(rows))
+    if not posterior.info["interrupted"]:  # a finished run has nothing left to resume
+        for part in out.glob(f"{CHECKPOINT}*.safetensors"):
+            part.unlink()
     told = {
         "method": posterior.info["method"],
         "data": rows.name,

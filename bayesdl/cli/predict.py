@@ -20,23 +20,28 @@ def predict(
     level: Annotated[float, typer.Option(help="Probability of the central interval (regression).")] = 0.9,
     as_json: options.Json = False,
 ) -> None:
-    """Predict rows of DATA with the posterior in FOLDER; prints CSV, one line a row.
+    """Predict rows of DATA with the posterior in FOLDER.
+
+    Prints CSV, one line a row.
 
     \b
     Regression: mean, sd (of which epistemic_sd is doubt about the network), and the central interval low..high.
     Classes:    the most probable label, the probability of each class, and mutual_information (nats), the doubt
                 about the network.
 
-    A CSV file is read as the fit read its own: same target, same encoding.
+    A CSV file is read as the fit read its own. It may lack the target; then all of its rows are predicted.
 
     \b
     Examples:
       bayesdl predict run diabetes > predictions.csv
-      bayesdl predict run new_houses.csv --rows all --level 0.5
+      bayesdl predict run new_houses.csv --level 0.5
     """
     posterior = load(folder)
-    selected = chosen_rows(remembered(folder).read(data), rows, posterior)
-    columns = columns_of(posterior.predict(selected.x), posterior.problem.classes, level)
+    reading = remembered(folder)
+    x = reading.read_inputs(data)
+    if x is None:
+        x = chosen_rows(reading.read(data), rows, posterior).x
+    columns = columns_of(posterior.predict(x), posterior.problem.classes, level)
     if as_json:
         names = list(columns)
         print_json([dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)])

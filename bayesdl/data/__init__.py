@@ -9,7 +9,7 @@ from bayesdl.data.dataset import Dataset, Split, as_dataset
 from bayesdl.data.images import read_idx
 from bayesdl.data.rows import RowIds
 from bayesdl.data.scaling import Scaler
-from bayesdl.data.tables import read_csv
+from bayesdl.data.tables import read_csv, read_inputs
 from bayesdl.data.uci import read_uci
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "read_csv",
     "read_idx",
+    "read_inputs",
     "read_uci",
     "synthetic",
 ]

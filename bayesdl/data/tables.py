@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bayesdl.data.arrays import Task
 from bayesdl.data.checks import Array, near
@@ -66,18 +68,71 @@ def read_csv(
         FileError: the file cannot be read.
         DataError: it is no such table, a name is misspelt, cells are not usable; says where and what to do.
     """
-    for option, value, allowed in (("encode", encode, "onehot"), ("missing", missing, "drop")):
-        if value not in (None, allowed):
-            raise DataError(f"read_csv knows {option}=None and {option}={allowed!r}, not {value!r}.")
+    _check_options(encode, missing)
     try:
-        table = _parse(read_bytes(path))
-        _check_names(table, [target, *drop])
         if target in drop:
             raise DataError(f"{target!r} is the target and in drop; take it out of one of them.")
-        table = _without_missing(_leave_out(table, set(drop)), missing)
+        table = _read(path, [target], drop, missing)
         return _to_dataset(table, target, encode, task, Path(path).name)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def read_inputs(
+    path: str | Path,
+    encode: Literal["onehot"] | None = None,
+    missing: Literal["drop"] | None = None,
+    *,
+    drop: Sequence[str] = (),
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Read rows without a target, to predict it: every column is an input.
+
+    Args:
+        path: the file, as in ``read_csv``.
+        encode: as in ``read_csv``.
+        missing: as in ``read_csv``.
+        drop: columns to leave out.
+
+    Returns:
+        The inputs ``[N, D]`` in float64, and the names of the columns.
+
+    Raises:
+        FileError: the file cannot be read.
+        DataError: as in ``read_csv``.
+    """
+    _check_options(encode, missing)
+    try:
+        names, columns = _inputs(_read(path, [], drop, missing), None, encode)
+        if not columns:
+            raise DataError("there is no column to predict from.")
+        return torch.from_numpy(np.stack(columns, axis=1)), tuple(names)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def read_names(path: str | Path) -> tuple[str, ...]:
+    """The names in the header line of a text file.
+
+    Raises:
+        FileError: the file cannot be read.
+        DataError: it is no table.
+    """
+    try:
+        return tuple(_parse(read_bytes(path)).names)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _check_options(encode: str | None, missing: str | None) -> None:
+    for option, value, allowed in (("encode", encode, "onehot"), ("missing", missing, "drop")):
+        if value not in (None, allowed):
+            raise DataError(f"Tables are read with {option}=None or {option}={allowed!r}, not {value!r}.")
+
+
+def _read(path: str | Path, needed: Sequence[str], drop: Sequence[str], missing: str | None) -> _Table:
+    table = _parse(read_bytes(path))
+    _check_names(table, [*needed, *drop])
+    return _without_missing(_leave_out(table, set(drop)), missing)
 
 
 def _parse(content: bytes) -> _Table:
@@ -160,6 +215,15 @@ def _without_missing(table: _Table, missing: str | None) -> _Table:
 
 
 def _to_dataset(table: _Table, target: str, encode: str | None, task: Task | None, name: str) -> Dataset:
+    names, columns = _inputs(table, target, encode)
+    if not columns:
+        raise DataError(f"{target!r} is the only column; there is nothing to predict it from.")
+    y = _target([row[table.names.index(target)] for row in table.rows], target, table)
+    return Dataset.from_arrays(np.stack(columns, axis=1), y, task, name=name, x_names=names, y_name=target)
+
+
+def _inputs(table: _Table, target: str | None, encode: str | None) -> tuple[list[str], list[Array]]:
+    """The names and the values of all columns but the target's, text columns encoded."""
     names: list[str] = []
     columns: list[Array] = []
     texts: list[str] = []
@@ -184,10 +248,7 @@ def _to_dataset(table: _Table, target: str, encode: str | None, task: Task | Non
             f"{'holds' if len(texts) == 1 else 'hold'} text, such as {cells[first]!r} in line {table.lines[first]}. "
             f"{_OPTIONS}"
         )
-    if not columns:
-        raise DataError(f"{target!r} is the only column; there is nothing to predict it from.")
-    y = _target([row[table.names.index(target)] for row in table.rows], target, table)
-    return Dataset.from_arrays(np.stack(columns, axis=1), y, task, name=name, x_names=names, y_name=target)
+    return names, columns
 
 
 def _is_numeric(cells: list[str]) -> bool:

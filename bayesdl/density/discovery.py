@@ -58,6 +58,7 @@ def discover(model: Program, batch: Mapping[str, Any], plate: str) -> Discovery:
             f"Only sometimes present: {sorted(set(latents) ^ set(_latent_names(second)))}."
         )
     discrete = tuple(n for n in latents if program.is_discrete_latent(first.nodes[n]))
+    _refuse_modules(first)
     _refuse_markov(first, discrete)
     refuse_explosion(first, list(discrete), plate)
     rows = _check_observed(first, plate, len(discrete) > 0)
@@ -82,6 +83,13 @@ def discover(model: Program, batch: Mapping[str, Any], plate: str) -> Discovery:
     return Discovery(tuple(sites), structure, rows, observed, example)
 
 
+class _DetachParameters(Messenger):
+    """Takes ``pyro.param`` sites out of the graph, so that what still requires gradients is no site at all."""
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        msg["value"] = msg["value"].detach()
+
+
 def prior_trace(model: Program, batch: Mapping[str, Any], seed: int) -> Trace:
     """A trace of the program on one prior draw, with validation on.
 
@@ -90,7 +98,7 @@ def prior_trace(model: Program, batch: Mapping[str, Any], seed: int) -> Trace:
     store = pyro.get_param_store()
     state = store.get_state()
     try:
-        with _rng.isolated(seed, "discovery"), pyro.validation_enabled(True):
+        with _rng.isolated(seed, "discovery"), pyro.validation_enabled(True), _DetachParameters():
             trace = poutine.trace(model).get_trace(**batch)
             _compute_log_probs(trace)
             return trace
@@ -192,6 +200,15 @@ def _structure(trace: Trace, plate: str, discrete: tuple[str, ...]) -> Structure
     return Structure(plate, nesting, discrete, by_row)
 
 
+def _refuse_modules(trace: Trace) -> None:
+    for name, node in trace.nodes.items():
+        if node["type"] == "param" and "$$$" in name:
+            raise ModelError(
+                f"pyro.module (parameter {name!r}) is not supported: under substituted values its gradient is silently "
+                "zero. Use bayesdl.BayesianNetwork for a network with a prior, or pyro.param for single parameters."
+            )
+
+
 def _refuse_markov(trace: Trace, discrete: tuple[str, ...]) -> None:
     for name in discrete:
         if trace.nodes[name]["infer"].get("_markov_depth", 0) > 0:
@@ -234,11 +251,6 @@ def _latent(first: Message, second: Message, start: int, plate: str) -> Site:
 
 def _param(node: Message, start: int) -> Site:
     name = node["name"]
-    if "$$$" in name:
-        raise ModelError(
-            f"pyro.module (parameter {name!r}) is not supported: under substituted values its gradient is silently zero. "
-            "Use bayesdl.BayesianNetwork for a network with a prior, or pyro.param for single parameters."
-        )
     constraint = node["kwargs"].get("constraint", constraints.real)
     transform = bijection(constraint)
     value = node["value"].detach()

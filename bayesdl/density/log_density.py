@@ -286,7 +286,7 @@ class LogDensity:
         total = leaves[0].new_zeros(())
         for site, leaf in zip(self.sites, leaves, strict=True):
             wanted = gaussian is None or gaussian == (site.name in self._gaussian.names)
-            if wanted and not site.unbounded:
+            if wanted and not site.unbounded and site.scope != "param":  # a parameter has no density to transform
                 total = total + site.transform.log_abs_det_jacobian(leaf, site.transform(leaf)).sum()
         return total
 

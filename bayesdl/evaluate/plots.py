@@ -19,7 +19,7 @@ from bayesdl.posterior.prediction import Prediction
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 _Z90 = 1.6448536269514722
 
 
@@ -48,7 +48,8 @@ def reliability_diagram(prediction: Prediction, y: Any, ax: Axes | None = None, 
     half = _Z90 * (share * (1 - share) / n + _Z90**2 / (4 * n**2)).sqrt() / (1 + _Z90**2 / n)
     errors = torch.stack([share - (centre - half), centre + half - share]).clamp(min=0)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated", zorder=1)
-    axes.bar(edges, share, width=1 / bins, align="edge", color=BLUE, alpha=0.3, edgecolor="white", zorder=0)
+    bars = edges.numpy(), share.numpy()
+    axes.bar(*bars, width=1 / bins, align="edge", color=BLUE, alpha=0.3, edgecolor="white", zorder=0)
     axes.errorbar(
         confidence, share, yerr=errors, fmt="o", color=BLUE, markersize=5, linewidth=1.2, label="observed", zorder=2
     )
@@ -134,15 +135,19 @@ def predictive_bands(
     mean, epistemic = prediction.mean[order], _Z90 * prediction.epistemic[order].sqrt()
     axes = _axes(ax, (6.4, 4.0))
     axes.fill_between(across, quantiles[0], quantiles[3], color=BLUE, alpha=0.15, linewidth=0, label="90% interval")
-    axes.fill_between(across, quantiles[1], quantiles[2], color=BLUE, alpha=0.25, linewidth=0, label="50% interval")
+    axes.fill_between(across, quantiles[1], quantiles[2], color=BLUE, alpha=0.3, linewidth=0, label="50% interval")
     if bool((epistemic > 0).any()):
+        low, high = mean - epistemic, mean + epistemic
+        # Hatched rather than filled, so that the intervals below keep their shades.
         axes.fill_between(
             across,
-            mean - epistemic,
-            mean + epistemic,
-            color=ORANGE,
-            alpha=0.35,
-            linewidth=0,
+            low,
+            high,
+            facecolor="none",
+            edgecolor=ORANGE,
+            hatch="////",
+            linewidth=0.8,
+            alpha=0.7,
             label="epistemic part (90%)",
         )
     axes.plot(across, mean, color=BLUE, linewidth=2, label="mean")

@@ -19,7 +19,7 @@ Fingerprint: TypeAlias = dict[str, Any]  # values: whatever JSON holds
 
 FORMAT = 1
 # A run that goes on under other values of these is a valid run, but not bit for bit the uninterrupted one.
-INEXACT = frozenset({"torch", "pyro", "bayesdl", "threads", "execution"})
+INEXACT = frozenset({"torch", "pyro", "threads", "execution"})
 # The model's code cannot be compared; its log joint at one fixed point can, up to rounding.
 PROBE = "log_joint_probe"
 

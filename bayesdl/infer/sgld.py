@@ -62,9 +62,9 @@ class SGLD(Method):
 
     ``step_size=None`` sets ``0.5 / max(lambda, V/4)``, with lambda the largest curvature (power iteration on gradient
     differences, largest over the chains) and V the largest gradient variance of a coordinate, at the start and again
-    after 10, 20, 40, ... steps of warm-up and at its end; it is constant afterwards. The variance along the stiffest
-    direction is then about 14% too large, that along others less. Should warm-up explode, it goes back to its last
-    good point with half the step.
+    after 10, 20, 40, ... steps of warm-up and at its end; it at most doubles at each and is constant afterwards. The
+    variance along the stiffest direction is then about 14% too large, that along others less. Should warm-up explode, it
+    goes back to its last good point with half the step.
 
     Under a schedule the states are weighted by their step sizes, as they must be: the draws are taken at equal
     distances of Langevin time (the sum of step sizes), so that the posterior's draws have equal weights.
@@ -113,9 +113,9 @@ class SGLD(Method):
 class SGLDEngine(Engine):
     """Steps of all chains; their states at equal distances of Langevin time are the draws.
 
-    State: z ``[C, D]``; step_size and shrink, the current size and what rescues have multiplied it by; anchor
-    ``[C, D]`` and rescues, for going back; draws ``[C, S, D]`` and statistics ``[2, C, S]``, the record; noise and
-    probe, two generators; order.*, the data order.
+    State: z ``[C, D]``; step_size; curvature, from which the default is made; anchor ``[C, D]`` and rescues, for going
+    back; draws ``[C, S, D]`` and statistics ``[2, C, S]``, the record; noise and probe, two generators; order.*, the
+    data order.
     """
 
     method: SGLD
@@ -151,7 +151,7 @@ class SGLDEngine(Engine):
             "z": self.begin,
             "anchor": self.begin,
             "step_size": math.nan if self.schedule is None else self.schedule(0),
-            "shrink": 1.0,
+            "curvature": 0.0,
             "rescues": 0,
             "draws": self.begin.new_zeros((chains, self.method.draws, dim)),
             "statistics": torch.zeros((len(self.names), chains, self.method.draws), dtype=torch.float64),
@@ -201,15 +201,16 @@ class SGLDEngine(Engine):
         stiffest = largest_curvature(z, gradient_of, state["probe"])
         if self.order.size is not None:
             stiffest = max(stiffest, gradient_noise(z, lambda: self._batch(state)) / 4.0)
-        if not (math.isfinite(stiffest) and stiffest > 0.0):
-            if math.isnan(state["step_size"]):
-                raise Divergence(
-                    f"{self.label}: the curvature at the start is {stiffest}, so there is no default step size; pass "
-                    "step_size= or another init."
-                )
-            return
-        state["step_size"] = state["shrink"] * COURANT / stiffest
-        state["anchor"] = z
+        if math.isfinite(stiffest):
+            # Memory, because where the chains happen to stand at this look may be flatter than where they go next.
+            state["curvature"] = max(stiffest, state["curvature"] / 2.0)
+            state["anchor"] = z
+        if not state["curvature"] > 0.0:
+            raise Divergence(
+                f"{self.label}: the curvature at the start is {stiffest}, so there is no default step size; pass "
+                "step_size= or another init."
+            )
+        state["step_size"] = COURANT / state["curvature"]
 
     def _rescue(self, state: State, value: Tensor) -> State:
         """Back to the last good point with half the step, if this is warm-up with a default step size."""
@@ -218,7 +219,7 @@ class SGLDEngine(Engine):
             return state | {
                 "z": state["anchor"],
                 "step_size": state["step_size"] / 2.0,
-                "shrink": state["shrink"] / 2.0,
+                "curvature": state["curvature"] * 2.0,
                 "rescues": state["rescues"] + 1,
             }
         lost = torch.nonzero(~value.isfinite()).flatten().tolist()

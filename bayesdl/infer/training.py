@@ -64,8 +64,8 @@ class OptimiserEngine(Engine):
         if self.held_out is not None:
             state["best"] = z.clone()
             state["best_loss"] = z.new_full((self.members,), math.inf)
-            state["stale"] = torch.zeros(self.members, dtype=torch.int64)
-            state["active"] = torch.ones(self.members, dtype=torch.bool)
+            state["stale"] = torch.zeros(self.members, dtype=torch.int64, device=z.device)
+            state["active"] = torch.ones(self.members, dtype=torch.bool, device=z.device)
         return state
 
     def step(self, state: State) -> State:

@@ -35,7 +35,7 @@ class MeanFieldVI(Method):
 
     ``ELBO = E_q[log p(y | z)] - KL(q || p)`` where the prior is Gaussian there, the KL in closed form, and
     ``E_q[log pi_T(z)] + H(q)`` otherwise. Gradients are reparameterised, z = mean + sd * eps, with antithetic pairs of
-    eps. For T other than 1 the target is p(z, y)^(1/T), as everywhere.
+    eps. For T other than 1 the target is p(z, y)^(1/T), as everywhere. ``pyro.param`` sites get a mean and sd 0.
 
     The learning rate falls along a cosine, and the result is the mean of (mean, log sd) over the last quarter of the
     steps, which takes most of the gradient noise out of it.
@@ -53,6 +53,7 @@ class MeanFieldVI(Method):
     """
 
     name: ClassVar[str] = "MeanFieldVI"
+    takes_parameters: ClassVar[bool] = True
     learns_prior: ClassVar[bool] = True
 
     steps: int = 3000
@@ -130,21 +131,16 @@ class MeanFieldVI(Method):
         if state["step"] == 0:
             raise run.too_early("the first update")
         parameters = state["average"]
-        noise = torch.randn(
-            FINAL_PARTICLES,
-            problem.density.dim,
-            dtype=parameters.dtype,
-            generator=generator(run.seed, "final ELBO"),
-        )
-        elbo = engine.elbo(parameters, noise.to(parameters.device))
+        noise = _antithetic(FINAL_PARTICLES, parameters, generator(run.seed, "final ELBO"))
+        elbo = engine.elbo(parameters, noise)
         info = {
             "steps": state["step"],
             "elbo": float(elbo.mean()),
-            "elbo_error": float(elbo.std() / math.sqrt(FINAL_PARTICLES)),
+            "elbo_error": float(_standard_error(elbo)),
             "elbo_trace": thinned(state["trace"][:1, : state["step"]])[0],
             "elbo_trace_error": thinned(state["trace"][1:, : state["step"]])[0],
         }
-        return parameters[0], parameters[1].exp(), info
+        return parameters[0], parameters[1].exp() * engine.random, info
 
 
 @dataclass
@@ -164,7 +160,7 @@ class MeanFieldEngine(Engine):
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive the data order, the learning rates, and how the ELBO is written."""
+        """Derive the data order, the learning rates, how the ELBO is written, and which coordinates are random."""
         self.label, self.total = self.method.name, self.method.steps
         self.order = DataOrder(self.problem, self.method.batch_size, 1, self.seed)
         rate = self.method.learning_rate
@@ -172,6 +168,8 @@ class MeanFieldEngine(Engine):
         # Under a temperature the prior's part is tempered too, and the closed form no longer fits.
         self.prior = self.problem.density.gaussian_prior() if self.method.temperature == 1 else None
         self.target: Target = "posterior" if self.prior is None else "likelihood"
+        flags = [float(site.scope != "param") for site in self.problem.density.sites for _ in range(site.size)]
+        self.random = torch.tensor(flags, dtype=self.problem.density.dtype, device=self.problem.density.device)
 
     def init(self) -> State:
         """The start, zero moments, fresh generators."""
@@ -189,13 +187,7 @@ class MeanFieldEngine(Engine):
         step, parameters = state["step"], state["parameters"]
         rows, moved = self.order.next(state)
         batch = None if rows is None else self.problem.minibatch(rows[0])
-        half = torch.randn(
-            (self.method.samples + 1) // 2,
-            parameters.shape[1],
-            dtype=parameters.dtype,
-            generator=state["noise"],
-        ).to(parameters.device)
-        noise = torch.cat([half, -half])[: self.method.samples]
+        noise = _antithetic(self.method.samples, parameters, state["noise"])
         elbo, gradient = self.elbo_and_gradient(parameters, noise, batch)
         if not (elbo.isfinite().all() and gradient.isfinite().all()):
             rate = self.schedule(step)
@@ -232,6 +224,7 @@ class MeanFieldEngine(Engine):
             ``[S]`` and ``[2, D]``.
         """
         mean, sd = parameters[0], parameters[1].exp()
+        noise = noise * self.random
         value, slope = self.problem.density.value_and_grad(mean + sd * noise, batch, target=self.target)
         rest, rest_gradient, curvature = self._closed_form(parameters)
         slope = slope + curvature / sd * noise
@@ -241,6 +234,7 @@ class MeanFieldEngine(Engine):
     def elbo(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """Estimates ``[S]`` of the ELBO with all rows, at parameters ``[2, D]`` with eps ``[S, D]``."""
         rest, _, curvature = self._closed_form(parameters)
+        noise = noise * self.random
         value = self.problem.density.log_density(parameters[0] + parameters[1].exp() * noise, target=self.target)
         return value + rest + _control(curvature, noise)
 
@@ -254,9 +248,8 @@ class MeanFieldEngine(Engine):
         """
         mean, log_sd = parameters
         if self.prior is None:
-            entropy = (log_sd + 0.5 * math.log(2 * math.pi * math.e)).sum()
-            ones = torch.ones_like(mean)
-            return entropy, torch.stack([torch.zeros_like(mean), ones]), ones
+            entropy = (self.random * (log_sd + 0.5 * math.log(2 * math.pi * math.e))).sum()
+            return entropy, torch.stack([torch.zeros_like(mean), self.random]), self.random
         centre, scale = self.prior
         away, ratio = (mean - centre) / scale, (log_sd - scale.log()).exp().square()
         kl = 0.5 * (ratio + away.square() - 1) - log_sd + scale.log()
@@ -265,6 +258,13 @@ class MeanFieldEngine(Engine):
 
 def _control(curvature: Tensor, noise: Tensor) -> Tensor:
     return 0.5 * (curvature * (noise.square() - 1)).sum(-1)
+
+
+def _antithetic(samples: int, parameters: Tensor, stream: torch.Generator) -> Tensor:
+    """Noise eps ``[S, D]`` whose second half is the negative of the first, which cancels its odd powers."""
+    shape = (samples + 1) // 2, parameters.shape[1]
+    half = torch.randn(shape, dtype=parameters.dtype, generator=stream).to(parameters.device)
+    return torch.cat([half, -half])[:samples]
 
 
 def _standard_error(estimates: Tensor) -> Tensor:

@@ -92,9 +92,7 @@ class Evidence:
     hyperparameters themselves, without a Jacobian, as everywhere where this package maximises.
     """
 
-    def __init__(
-        self, process: Process, y: Tensor, noise: float | None, noise_prior: PositivePrior | None
-    ) -> None:
+    def __init__(self, process: Process, y: Tensor, noise: float | None, noise_prior: PositivePrior | None) -> None:
         self.process, self.y, self.noise, self.noise_prior = process, y, noise, noise_prior
         self._fixed: tuple[Tensor, Tensor] | None = None
         if not process.parameters:

@@ -75,9 +75,7 @@ def activate(covariance: Covariance, name: str) -> Covariance:
     return Covariance(dual.variance(covariance.q1), dual.variance(covariance.q2), dual.covariance(*covariance))
 
 
-def fully_connected(
-    depth: int, activation: str = "relu", w_std: float = 1.0, b_std: float = 1.0
-) -> tuple[Layer, ...]:
+def fully_connected(depth: int, activation: str = "relu", w_std: float = 1.0, b_std: float = 1.0) -> tuple[Layer, ...]:
     """Return the layers of a network with ``depth`` equal hidden layers and a linear read-out.
 
     Args:

@@ -13,7 +13,7 @@ from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Engine
 
 SUFFICIENT = 1e-4  # Armijo's constant: the part of the predicted increase that a step must reach
-_OWN = {"z", "value", "gradient", "inverse", "fresh", "stopped", "step", "gradients"}  # the rest is a warm start
+_OWN = {"z", "value", "gradient", "inverse", "fresh", "stopped", "converged", "step", "gradients"}  # else: warm start
 LONGEST = 2.0  # largest change of a coordinate z in one step, in units of 1 + |z|; many are logarithms of scales
 
 
@@ -50,8 +50,8 @@ class Maximise(Engine):
         value, gradient, warm = self.objective.evaluate(z, {})
         if not (value > -torch.inf and torch.isfinite(gradient).all()):
             raise Divergence(
-                f"The log evidence is {value} at the kernel's initial hyperparameters. Scale the inputs, begin at "
-                "other hyperparameters, or give a larger noise."
+                f"The log evidence is {value} at the kernel's initial hyperparameters. If the kernel is a covariance "
+                "function, scale the inputs, begin at other hyperparameters, or give a larger noise."
             )
         inverse = torch.eye(len(z), dtype=z.dtype) / gradient.norm().clamp(min=1)
         return {**_state(z, value, gradient, inverse, fresh=True), **warm}
@@ -71,7 +71,7 @@ class Maximise(Engine):
         direction = inverse @ gradient
         slope = float(gradient @ direction)
         if slope / 2 < self.tolerance:
-            return {**state, "stopped": True}
+            return {**state, "stopped": True, "converged": True}
         length = min(1.0, LONGEST / float((direction.abs() / (1 + z.abs())).max()))
         for _ in range(30):
             step = length * direction
@@ -80,14 +80,16 @@ class Maximise(Engine):
                 break
             length /= 2
         else:
-            return {**state, "stopped": True}
+            # Near the maximum it is the rounding of the value that hides the last increase.
+            return {**state, "stopped": True, "converged": slope / 2 < 100 * self.tolerance}
         bend = gradient - new_gradient  # positive curvature of a maximum: step . bend > 0
         inverse, fresh = _update(inverse, step, bend, state["fresh"])
         return {**_state(z + step, value, new_gradient, inverse, fresh), **new_warm}
 
 
 def _state(z: Tensor, value: float, gradient: Tensor, inverse: Tensor, fresh: bool) -> State:
-    return {"z": z, "value": value, "gradient": gradient, "inverse": inverse, "fresh": fresh, "stopped": False}
+    flags = {"fresh": fresh, "stopped": False, "converged": False}
+    return {"z": z, "value": value, "gradient": gradient, "inverse": inverse, **flags}
 
 
 def _update(inverse: Tensor, step: Tensor, bend: Tensor, fresh: bool) -> tuple[Tensor, bool]:

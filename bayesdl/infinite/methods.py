@@ -99,9 +99,7 @@ class _GaussianProcess(Method):
                 "some of the rows, or take a method with mini-batches such as SGLD or MeanFieldVI."
             )
 
-    def _regress(
-        self, problem: Problem, run: Run, process: Process
-    ) -> tuple[Tensor, Tensor, float, dict[str, Any]]:
+    def _regress(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, float, dict[str, Any]]:
         """Fit noise and hyperparameters; the sites then hold the data exactly."""
         stated = problem.model.likelihood.noise if self.noise is None else self.noise
         prior = stated if isinstance(stated, PositivePrior) else None
@@ -117,7 +115,7 @@ class _GaussianProcess(Method):
             evidence = log_evidence(y - mean, covariance, torch.tensor(noise, dtype=torch.float64))
         a, b = (y - mean) / noise**2, torch.full_like(y, noise**-2)
         raw = float(evidence) - y.numel() * float(problem.scaler.y_scale.log())
-        return a, b, noise, {"log_evidence": raw, "evidence": "exact", "converged": bool(state["stopped"])}
+        return a, b, noise, {"log_evidence": raw, "evidence": "exact", "converged": bool(state["converged"])}
 
     def _classify(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, None, dict[str, Any]]:
         """Fit the hyperparameters if asked for, then the sites."""
@@ -133,7 +131,7 @@ class _GaussianProcess(Method):
             engine = Maximise(Bound(process, outputs, expectation), self.steps)
             found = run.stage("hyperparameters").drive(engine, problem.density)
             process.assign(found["z"])
-            sites, converged = (found["a"], found["b"]), bool(found["stopped"])
+            sites, converged = (found["a"], found["b"]), bool(found["converged"])
         with torch.no_grad():
             mean, covariance = process.prior()
             state = run.drive(SiteUpdates(mean, covariance, outputs, expectation, sites), problem.density)
@@ -233,7 +231,17 @@ class GP(_GaussianProcess):
     def _prior(self, problem: Problem) -> tuple[Kernel, Module]:
         kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()) if self.kernel is None else self.kernel
         mean = gpytorch.means.ZeroMean() if self.mean is None else self.mean
-        return copy.deepcopy(kernel).double(), copy.deepcopy(mean).double()
+        kernel, mean = copy.deepcopy(kernel).double(), copy.deepcopy(mean).double()
+        row = flat(problem.batch[problem.x_name or "x"][:1])
+        try:
+            shape, center = tuple(kernel(row).to_dense().shape), tuple(mean(row).shape)
+        except (RuntimeError, IndexError) as error:
+            raise MethodError(
+                f"GP(kernel=...): the kernel cannot take inputs of {row.shape[1]} columns: {error}"
+            ) from None
+        if (shape, center) != ((1, 1), (1,)):
+            raise MethodError(f"GP(kernel=...): for one row the kernel gives shape {shape}, it must give (1, 1).")
+        return kernel, mean
 
 
 def _outputs(problem: Problem) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import gpytorch
@@ -24,6 +24,8 @@ from bayesdl.posterior.prediction import GaussianPrediction, Prediction
 from bayesdl.posterior.problem import Problem
 
 ROWS = 1024  # new rows handled at once where the caller gives no batch size
+JOINT = 5000  # most rows of one joint draw, whose covariance is factored
+CELLS = 2**22  # draws times rows times functions of a mixture that are held at once
 
 
 class GPPosterior(Posterior):
@@ -105,7 +107,13 @@ class GPPosterior(Posterior):
         scale, shift = float(self.problem.scaler.y_scale), float(self.problem.scaler.y_mean)
         if self.noise is not None and len(mean) == 1:
             return GaussianPrediction(mean[0], variance[0], self.noise**2, shift=shift, scale=scale)
-        return Prediction(self._target(_spread(mean, variance, max_draws, seed)), shift=shift, scale=scale)
+        # Only means and variances are kept; the draws are made again, block by block, for each statistic.
+        size = max(1, CELLS // (max_draws * len(mean)))
+        blocks = [
+            (m.shape[1], partial(self._at_draws, m, v, max_draws, seed))
+            for m, v in zip(mean.split(size, 1), variance.split(size, 1), strict=True)
+        ]
+        return Prediction.stream(blocks, shift=shift, scale=scale)
 
     def log_likelihood(self, x: Any, y: Any = None, *, max_draws: int = 1000, seed: int = 0) -> Tensor:
         """Return the log likelihood of every row under draws of its latent functions, ``[S, N]``, in raw units.
@@ -116,7 +124,7 @@ class GPPosterior(Posterior):
         name = self.problem.y_name or self.problem.target
         target = batch[name].to("cpu", torch.float64)
         mean, variance = self._moments(self._flat(batch), None)
-        values: Tensor = self._target(_spread(mean, variance, max_draws, seed)).log_prob(target)
+        values: Tensor = self._at_draws(mean, variance, max_draws, seed).log_prob(target)
         return values - (target[0].numel() if len(target) else 1) * float(self.problem.scaler.y_scale.log())
 
     def functions(self, x: Any, n: int = 100, seed: int = 0) -> Tensor:
@@ -135,6 +143,10 @@ class GPPosterior(Posterior):
         if n < 1:
             raise MethodError(f"functions(n={n}): n must be at least 1.")
         rows = self._inputs(x)
+        if len(rows) > JOINT:
+            raise MethodError(
+                f"functions(x): a joint draw at {len(rows)} rows is too large; give at most {JOINT} rows."
+            )
         kernel, prior_mean = self._modules()
         with torch.no_grad():
             cross = kernel(self.x, rows).to_dense()
@@ -160,7 +172,7 @@ class GPPosterior(Posterior):
         kernel, mean = (copy.deepcopy(module) for module in self._modules())
         positive = gpytorch.constraints.Positive(transform=torch.exp, inv_transform=torch.log)
         likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=positive).double()
-        likelihood.noise = self.noise**2
+        likelihood.noise = torch.tensor(self.noise**2, dtype=torch.float64)
         with torch.no_grad():
             y = self.a[0] / self.b[0] + mean(self.x)
         return _ExactGP(self.x, y, likelihood, kernel, mean).double().eval()
@@ -235,8 +247,13 @@ class GPPosterior(Posterior):
         means, variances = zip(*parts, strict=True)
         return torch.cat(means, -1), torch.cat(variances, -1)
 
-    def _target(self, f: Tensor) -> Distribution:
-        """The target's distribution for latent values ``[S, N, C]``."""
+    def _at_draws(self, mean: Tensor, variance: Tensor, draws: int, seed: int) -> Distribution:
+        """The target's distribution at draws of the latent functions with moments ``[C, N]``, batch shape ``[S, N]``.
+
+        The same standard normal points serve every row, so that a row's prediction does not depend on its batch.
+        """
+        points = normal_points(draws, len(mean), derive_seed(seed, "GP", "predict") % 2**31)
+        f = mean.T + variance.T.sqrt() * points.unsqueeze(1)
         single = f.squeeze(-1) if f.shape[-1] == 1 else f
         likelihood = self.problem.model.likelihood
         if isinstance(likelihood, Gaussian):
@@ -263,12 +280,6 @@ def flat(x: Tensor) -> Tensor:
     """Return inputs ``[N, ...]`` as rows ``[N, d]`` in float64 on the CPU."""
     rows = x.detach().to("cpu", torch.float64)
     return rows.reshape(len(rows), -1) if len(rows) else rows.reshape(0, rows.shape[1:].numel())
-
-
-def _spread(mean: Tensor, variance: Tensor, draws: int, seed: int) -> Tensor:
-    """Draws ``[S, N, C]`` with the given means and variances ``[C, N]``, the same standard points at every row."""
-    points = normal_points(draws, len(mean), derive_seed(seed, "GP", "predict") % 2**31)
-    return mean.T + variance.T.sqrt() * points.unsqueeze(1)
 
 
 def _part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, one_hot
@@ -17,7 +16,7 @@ from bayesdl.infer.loop import Engine
 from bayesdl.infinite.evidence import Process
 from bayesdl.infinite.sites import Factors, condition, log_normaliser, moments
 
-NODES = 32  # Gauss-Hermite nodes of the one-dimensional expectations
+NODES = 256  # of the one-dimensional expectations
 POINTS = 256  # quasi-Monte-Carlo points of the expectations over several classes
 TINY = 1e-20  # smallest variance, so that the square root has a derivative
 SMALLEST = 1e-10  # smallest site precision: rows that are classified with certainty carry no information
@@ -27,14 +26,17 @@ Expectation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def bernoulli_expectation(y: Tensor) -> Expectation:
-    """Return the expectations of ``log sigmoid((2 y - 1) f)`` under f ~ N(mean, variance), by Gauss-Hermite quadrature.
+    """Return the expectations of ``log sigmoid((2 y - 1) f)`` under f ~ N(mean, variance), by the trapezoidal rule.
+
+    Its error falls as ``exp(-2 pi^2 / (h sd))`` with the step h = 0.07, because the logistic function's poles lie at
+    +-i pi: rounding at sd below 8, 1e-3 at sd 40, where few Gauss-Hermite nodes would miss the whole transition.
 
     Args:
         y: ``[n]`` of 0 and 1.
     """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    points = torch.as_tensor(nodes).view(-1, 1, 1)
-    mass = torch.as_tensor(weights / weights.sum()).view(-1, 1, 1)
+    points = torch.linspace(-9, 9, NODES, dtype=torch.float64).view(-1, 1, 1)
+    mass = torch.exp(-0.5 * points.square())
+    mass = mass / mass.sum()
     sign = 2 * y.double() - 1
 
     def expectation(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bayesdl.errors import ModelError
-from bayesdl.posterior.families import CannotUnpack, take, unpack
+from bayesdl.posterior.families import CannotUnpack, row_pieces, take, unpack
 
 ELEMENTS = 2**24
 """Parameters in one piece: 128 MB in float64."""
@@ -53,17 +53,17 @@ class Blocks:
         start = 0
         for n, make in self.blocks:
             distribution = make()
-            try:
-                tensors = unpack(distribution)[1].values()
-            except CannotUnpack:
-                yield slice(start, start + n), distribution
-            else:
-                per_row = max(t.shape[0] * t.shape[2:].numel() for t in tensors)
-                step = max(1, ELEMENTS // max(per_row, 1))
-                for low in range(0, n, step):
-                    high = min(low + step, n)
-                    yield slice(start + low, start + high), take(distribution, slice(low, high), 1, torch.float64)
+            for rows, piece in row_pieces(distribution, _step(distribution), torch.float64):
+                yield slice(start + rows.start, start + rows.stop), piece
             start += n
+
+
+def _step(distribution: Distribution) -> int:
+    try:
+        tensors = unpack(distribution)[1].values()
+    except CannotUnpack:
+        return int(distribution.batch_shape[1])
+    return max(1, ELEMENTS // max(t.shape[0] * t.shape[2:].numel() for t in tensors))
 
 
 def _rows_of(make: Maker, rows: Tensor) -> Maker:

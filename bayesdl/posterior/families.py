@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,22 @@ def take(distribution: Distribution, index: slice | Tensor, dim: int, dtype: tor
     if dtype is not None:
         cut = {name: t.to(dtype) if t.is_floating_point() else t for name, t in cut.items()}
     return pack(spec, cut)
+
+
+def row_pieces(
+    distribution: Distribution, step: int, dtype: torch.dtype | None = None
+) -> Iterator[tuple[slice, Distribution]]:
+    """A distribution ``[S, n]`` cut into pieces of ``step`` rows, with their row ranges.
+
+    One that cannot be taken apart comes as one piece, as it is.
+    """
+    n = distribution.batch_shape[1]
+    try:
+        for low in range(0, n, step):
+            rows = slice(low, min(low + step, n))
+            yield rows, take(distribution, rows, 1, dtype)
+    except CannotUnpack:
+        yield slice(0, n), distribution
 
 
 def stack(distributions: Sequence[Distribution]) -> Distribution:

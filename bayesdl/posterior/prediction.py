@@ -308,11 +308,11 @@ class Prediction:
             ModelError: For classes, which have no order.
         """
         self._need_order("cdf")
-        values = self._in_model_units(self.target(y).to(torch.float64))
+        values = self._in_model_units(self.target(y))
 
         def level(distribution: Distribution, rows: slice) -> Tensor:
-            one = quantiles.marginal(distribution)
-            if one is None or not quantiles.has_cdf(one):
+            one = quantiles.marginal_with_cdf(distribution)
+            if one is None:
                 return quantiles.sampled_cdf(distribution, values[rows])
             return quantiles.cdf(one, values[rows]).mean(0)
 
@@ -326,11 +326,11 @@ class Prediction:
             ModelError: For classes, which have no order, and for families without a cdf.
         """
         self._need_order("cdf_by_draw")
-        values = self._in_model_units(self.target(y).to(torch.float64))
+        values = self._in_model_units(self.target(y))
 
         def level(distribution: Distribution, rows: slice) -> Tensor:
-            one = quantiles.marginal(distribution)
-            if one is None or not quantiles.has_cdf(one):
+            one = quantiles.marginal_with_cdf(distribution)
+            if one is None:
                 raise ModelError(f"{self.family} has no cdf in closed form, so there is none for a single draw.")
             return quantiles.cdf(one, values[rows])
 
@@ -354,23 +354,32 @@ class Prediction:
         if levels.dim() > 1 or not bool(((levels > 0) & (levels < 1)).all()):
             raise DataError(f"quantile levels lie strictly between 0 and 1, one or a list of them; got {q}.")
 
-        def values(distribution: Distribution, rows: slice) -> Tensor:
-            one = quantiles.marginal(distribution)
-            exact = one is not None and quantiles.has_cdf(one)
-            solve = quantiles.mixture_quantile if exact else quantiles.sampled_quantile
-            source = one if one is not None and exact else distribution
-            return torch.stack([solve(source, level) for level in levels.reshape(-1).tolist()], dim=1)
-
-        found = self.shift + self.scale * self._collect(values).movedim(1, 0)
+        found = torch.stack([self._quantile(level) for level in levels.reshape(-1).tolist()])
         return found if levels.dim() else found[0]
+
+    def _quantile(self, level: float) -> Tensor:
+        key = round(level, 12)  # 0.05 and (1 - 0.9) / 2 are one level
+        if key not in self._quantiles:
+
+            def solve(distribution: Distribution, rows: slice) -> Tensor:
+                one = quantiles.marginal_with_cdf(distribution)
+                if one is None:
+                    return quantiles.sampled_quantile(distribution, level)
+                return quantiles.mixture_quantile(one, level)
+
+            self._quantiles[key] = self.shift + self.scale * self._collect(solve)
+        return self._quantiles[key]
+
+    @cached_property
+    def _quantiles(self) -> dict[float, Tensor]:
+        return {}
 
     @cached_property
     def quantile_method(self) -> str:
         """How quantiles are found: "cdf" (exact) or "samples" (about 20,000 seeded ones a row)."""
         self._need_order("quantile_method")
         _, first = next(self._blocks.pieces())
-        one = quantiles.marginal(first)
-        return "cdf" if one is not None and quantiles.has_cdf(one) else "samples"
+        return "samples" if quantiles.marginal_with_cdf(first) is None else "cdf"
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """The central interval: quantiles at (1 - level)/2 and (1 + level)/2, shapes as ``mean``."""

@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from bayesdl import _rng
 from bayesdl.density import program
-from bayesdl.errors import BayesdlError, DataError
+from bayesdl.errors import BayesdlError, DataError, ModelError
 from bayesdl.posterior.families import CannotUnpack, Spec, pack, stack, unpack
 from bayesdl.posterior.prediction import Prediction
 from bayesdl.posterior.problem import Problem
@@ -44,6 +44,11 @@ def predict(
         batch_size: rows per pass; by default so many that draws times rows stay below ``CELLS``.
         seed: seed of what is drawn anew.
     """
+    if site is not None and site not in problem.density.observed:
+        raise ModelError(
+            f"site={site!r} is none of the sites that the program observes in its data plate: "
+            f"{', '.join(problem.density.observed) or 'none'}."
+        )
     name = problem.target if site is None else site
     values = problem.density.constrain(z)
     values = {s.name: values[s.name] for s in problem.density.sites if s.scope != "local"}

@@ -6,23 +6,30 @@ In this file a distribution has batch shape ``[S, n]`` and stands for n mixtures
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import GammaPoisson, MaskedDistribution
 from scipy import special
 from torch import Tensor
 from torch.distributions import (
+    Beta,
+    Binomial,
     Distribution,
+    Geometric,
     Independent,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
+    NegativeBinomial,
     Normal,
     Poisson,
     StudentT,
 )
 
 from bayesdl._rng import isolated
+from bayesdl.posterior.families import row_pieces
 
 _TOLERANCE = 1e-13
 _SAMPLES = 20_000
@@ -43,10 +50,22 @@ def marginal(distribution: Distribution) -> Distribution | None:
     return inner if not inner.event_shape else None
 
 
+def marginal_with_cdf(distribution: Distribution) -> Distribution | None:
+    """The `marginal`, or None if it has no closed form or no cdf."""
+    one = marginal(distribution)
+    if one is None:
+        return None
+    try:
+        cdf(one, torch.zeros((), dtype=torch.float64))
+    except NotImplementedError:
+        return None
+    return one
+
+
 def cdf(distribution: Distribution, value: Tensor) -> Tensor:
     """P(Y <= value) under every component; values outside the support give 0 or 1.
 
-    Student-t by ``scipy.special.stdtr``, Poisson by the regularised incomplete gamma function, others by their own cdf.
+    By the family's own cdf, or for Student-t, Beta and counts by the special functions of torch and scipy.
 
     Args:
         distribution: A scalar distribution, batch shape ``[S, n, ...]``.
@@ -55,19 +74,21 @@ def cdf(distribution: Distribution, value: Tensor) -> Tensor:
     Raises:
         NotImplementedError: If the family has no cdf.
     """
-    if isinstance(distribution, StudentT):
-        standard = (value - distribution.loc) / distribution.scale
-        df = distribution.df.expand(standard.shape)
-        return torch.as_tensor(special.stdtr(df.detach().cpu().numpy(), standard.detach().cpu().numpy()))
-    if isinstance(distribution, Poisson):
-        whole = value.floor()
-        tail = torch.special.gammaincc(whole.clamp(min=0) + 1, distribution.rate)
-        return torch.where(whole < 0, torch.zeros_like(tail), tail)
-    low, high = _limits(distribution)
-    # Not every family's own cdf is defined beyond its support (a logarithm there gives NaN).
-    inside = value.clamp(low, high) if isinstance(low, Tensor) and isinstance(high, Tensor) else value
-    result = distribution.cdf(inside)
-    result = torch.where(value <= low, torch.zeros_like(result), result)
+    if isinstance(distribution, MixtureSameFamily):
+        weights = distribution.mixture_distribution.probs
+        return (weights * cdf(distribution.component_distribution, value[..., None])).sum(-1)
+    support: Any = distribution.support
+    if support.is_discrete:
+        value = value.floor()
+    low, high = _limits(support)
+    # Not every family's cdf is defined beyond its support (a logarithm there gives NaN).
+    inside = value if low is None else value.clamp(low, high)
+    special_cdf = next((function for family, function in _SPECIAL if isinstance(distribution, family)), None)
+    result = distribution.cdf(inside) if special_cdf is None else special_cdf(distribution, inside)
+    if low is None:
+        return result
+    below = value < low if support.is_discrete else value <= low
+    result = torch.where(below, torch.zeros_like(result), result)
     return torch.where(value >= high, torch.ones_like(result), result)
 
 
@@ -76,19 +97,19 @@ def log_density(distribution: Distribution, value: Tensor) -> Tensor:
 
     Without the check a family may return any number there: it is only defined on its support.
     """
+    return _log_density(distribution, value[None])
+
+
+def _log_density(distribution: Distribution, value: Tensor) -> Tensor:
+    if isinstance(distribution, MixtureSameFamily):
+        # torch's own check wants the value inside the support of all components at once.
+        weights = distribution.mixture_distribution.logits.log_softmax(-1)
+        inner = value.unsqueeze(-1 - len(distribution.event_shape))
+        return (weights + _log_density(distribution.component_distribution, inner)).logsumexp(-1)
     support: Any = distribution.support
-    inside = support.check(value[None])
-    result = distribution.log_prob(value[None])
+    inside = support.check(value)
+    result = distribution.log_prob(value)
     return torch.where(inside, result, torch.full_like(result, -math.inf))
-
-
-def has_cdf(distribution: Distribution) -> bool:
-    """Whether `cdf` works for this family."""
-    try:
-        cdf(distribution, torch.zeros((), dtype=torch.float64))
-    except NotImplementedError:
-        return False
-    return True
 
 
 def mixture_quantile(distribution: Distribution, q: float) -> Tensor:
@@ -133,30 +154,58 @@ def sampled_quantile(distribution: Distribution, q: float) -> Tensor:
 
     The standard error is sqrt(q (1 - q) / 20000) on the probability scale.
     """
-    samples = _samples(distribution)
-    ordered = samples.sort(dim=0).values
-    return ordered[min(max(math.ceil(q * len(ordered)) - 1, 0), len(ordered) - 1)]
+
+    def order_statistic(samples: Tensor, rows: slice) -> Tensor:
+        return samples.kthvalue(max(math.ceil(q * len(samples)), 1), dim=0).values
+
+    return _from_samples(distribution, order_statistic)
 
 
 def sampled_cdf(distribution: Distribution, value: Tensor) -> Tensor:
     """Share of the same seeded samples that are at most ``value`` ``[n, *event]``."""
-    return (_samples(distribution) <= value).to(torch.float64).mean(0)
+    return _from_samples(distribution, lambda samples, rows: (samples <= value[rows]).to(torch.float64).mean(0))
 
 
-def _samples(distribution: Distribution) -> Tensor:
+def _from_samples(distribution: Distribution, statistic: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """A statistic of samples ``[M, rows, *event]``, a few rows at a time where the distribution can be cut."""
+    rounds = torch.Size([max(2, math.ceil(_SAMPLES / distribution.batch_shape[0]))])
+    per_row = rounds[0] * distribution.batch_shape[0] * distribution.event_shape.numel()
     with isolated(0, "Prediction", "quantile"):
-        samples = distribution.sample(torch.Size([max(2, math.ceil(_SAMPLES / distribution.batch_shape[0]))]))
-    return samples.flatten(0, 1).to(torch.float64)
+        found = [
+            statistic(piece.sample(rounds).flatten(0, 1).to(torch.float64), rows)
+            for rows, piece in row_pieces(distribution, max(1, 2**24 // per_row))
+        ]
+    return torch.cat(found)
 
 
-def _limits(distribution: Distribution) -> tuple[Tensor | float, Tensor | float]:
-    """Ends of the support; tensors if finite, else plus or minus infinity."""
-    support = distribution.support
+def _limits(support: Any) -> tuple[Tensor | None, Tensor]:
+    """Ends of the support; None for the lower one stands for the whole line."""
     low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    if low is None:
-        return -math.inf, math.inf
-    low = torch.as_tensor(low, dtype=torch.float64)
-    return low, torch.as_tensor(math.inf if high is None else high, dtype=torch.float64)
+    upper = torch.as_tensor(math.inf if high is None else high, dtype=torch.float64)
+    return (None if low is None else torch.as_tensor(low, dtype=torch.float64)), upper
+
+
+def _betainc(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    """Regularised incomplete beta function I_x(a, b)."""
+    return torch.as_tensor(special.betainc(a.detach().numpy(), b.detach().numpy(), x.detach().numpy()))
+
+
+def _student_t(d: Any, value: Tensor) -> Tensor:
+    standard = (value - d.loc) / d.scale
+    return torch.as_tensor(special.stdtr(d.df.expand(standard.shape).detach().numpy(), standard.detach().numpy()))
+
+
+# Families whose cdf torch and Pyro lack.
+_SPECIAL: tuple[tuple[type[Distribution], Callable[[Any, Tensor], Tensor]], ...] = (
+    (StudentT, _student_t),
+    (Beta, lambda d, v: _betainc(d.concentration1, d.concentration0, v)),
+    (Poisson, lambda d, v: torch.special.gammaincc(v + 1, d.rate)),
+    (Geometric, lambda d, v: 1 - (1 - d.probs) ** (v + 1)),
+    (NegativeBinomial, lambda d, v: _betainc(d.total_count, v + 1, 1 - d.probs)),
+    (GammaPoisson, lambda d, v: _betainc(d.concentration, v + 1, d.rate / (1 + d.rate))),
+    # At v = total_count, where the first parameter would be 0, the cdf is 1 by the support.
+    (Binomial, lambda d, v: _betainc((d.total_count - v).clamp(min=0.5), v + 1, 1 - d.probs)),
+)
 
 
 def _bracket(distribution: Distribution, q: float) -> tuple[Tensor, Tensor]:

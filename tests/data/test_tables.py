@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bayesdl.data import Dataset, read_csv
+from bayesdl.data import Dataset, read_csv, read_inputs
 from bayesdl.errors import DataError, FileError
 
 PLAIN = "age,bmi,price\n31,20.5,1.5\n40,22,2.5\n52,31e0,3.0\n"
@@ -185,3 +185,28 @@ def test_any_file_is_a_named_error_or_finite_data(write, content, encode, missin
     assert torch.isfinite(data.y.double()).all()
     if data.task == "classification":
         assert 0 <= int(data.y.min()) <= int(data.y.max()) < data.n_classes
+
+
+def test_inputs_without_a_target(write):
+    path = write(MIXED)
+    x, names = read_inputs(path, encode="onehot", drop=["price"])
+    data = read_csv(path, "price", encode="onehot")
+    assert names == data.x_names
+    assert torch.equal(x, data.x)
+    assert read_inputs(write(PLAIN))[1] == ("age", "bmi", "price")
+    assert len(read_inputs(write(HOLES), missing="drop")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (MIXED, {}, "column 'city' holds text"),
+        (HOLES, {}, "2 of 4 rows have missing values"),
+        (PLAIN, {"drop": ["age", "bmi", "price"]}, "no column to predict from"),
+        (PLAIN, {"drop": ["aeg"]}, "Did you mean 'age'"),
+        (PLAIN, {"encode": "one-hot"}, "encode='onehot'"),
+    ],
+)
+def test_unusable_inputs(write, content, options, words):
+    with pytest.raises(DataError, match=words):
+        read_inputs(write(content), **options)

@@ -6,17 +6,23 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
 from bayesdl._rng import generator
-from bayesdl.errors import Divergence
+from bayesdl.data import Dataset
+from bayesdl.errors import Divergence, MethodError
 from bayesdl.infer.hamiltonian import Point, evaluate
 from bayesdl.infer.hamiltonian_engine import HamiltonianEngine
+from bayesdl.infer.hmc import HMC
 from bayesdl.infer.nuts import NUTS, STATISTICS
 from bayesdl.infer.nuts_tree import nuts_transition
-from tests.infer.targets import Target, banana, copied, correlated, funnel, moments, normal, run
+from bayesdl.models import mlp
+from bayesdl.posterior.convergence import rhat
+from tests.infer.targets import Target, banana, copied, correlated, funnel, moments, normal, run, standard_errors
 from tests.oracles.nuts_recursive import Recursive
 
 TARGETS = {"correlated": correlated, "funnel": funnel, "banana": banana}
@@ -191,3 +197,56 @@ def test_a_start_without_density_is_replaced_or_refused() -> None:
     nowhere = Target(lambda z: (z[:, 0] * torch.nan, z), 1)
     with pytest.raises(Divergence, match="other prior draws"):
         engine(nowhere, method, begin=begin).init()
+
+
+def line(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.5).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(w[0] + x[:, 0] * w[1], 0.5), obs=y)
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    x = torch.linspace(0.0, 2.0, 12, dtype=torch.float64)[:, None]
+    return x, 0.7 - 1.1 * x[:, 0] + 0.5 * torch.randn(12, dtype=torch.float64, generator=generator(0, "y"))
+
+
+@pytest.mark.parametrize("method", [NUTS(chains=16, warmup=150, draws=150), HMC(chains=16, warmup=150, draws=150)])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_conjugate_regression_is_exact(method: NUTS | HMC, temperature: float) -> None:
+    x, y = rows()
+    posterior = replace(method, temperature=temperature).fit(line, (x, y), seed=2, progress=False)
+    design = torch.cat([torch.ones_like(x), x], 1)
+    precision = design.T @ design / 0.25 + torch.eye(2) / 1.5**2
+    mean, covariance = torch.linalg.solve(precision, design.T @ y / 0.25), temperature * torch.linalg.inv(precision)
+    off = posterior.z - mean  # type: ignore[attr-defined]  # fit is annotated with the base class
+    errors = [standard_errors(off[..., i], 0.0) for i in range(2)]
+    errors += [standard_errors(off[..., i] * off[..., j], float(covariance[i, j])) for i, j in [(0, 0), (0, 1), (1, 1)]]
+    assert max(map(abs, errors)) < 4.0, errors
+    assert posterior.info["divergences"] == 0
+    leapfrogs = posterior.stats["leapfrogs"]  # type: ignore[attr-defined]  # as above
+    assert posterior.info["gradients"] > 16 * float(leapfrogs.max(0).values.sum())
+
+
+def test_a_fit_is_a_function_of_its_seed() -> None:
+    method = NUTS(chains=2, warmup=20, draws=10)
+    first, again, other = (method.fit(line, rows(), seed=seed, progress=False) for seed in (0, 0, 1))
+    assert torch.equal(first.z, again.z)  # type: ignore[attr-defined]  # fit is annotated with the base class
+    assert not torch.equal(first.z, other.z)  # type: ignore[attr-defined]  # as above
+
+
+def test_a_fit_that_is_stopped_returns_its_draws_or_says_that_there_are_none() -> None:
+    method = NUTS(chains=2, warmup=10, draws=10)
+    posterior = method.fit(line, rows(), progress=False, callback=lambda state: state["step"] == 14)
+    assert posterior.z.shape == (2, 4, 2)  # type: ignore[attr-defined]  # fit is annotated with the base class
+    assert {name: tuple(value.shape) for name, value in posterior.stats.items()} == dict.fromkeys(STATISTICS, (2, 4))  # type: ignore[attr-defined]  # as above
+    with pytest.raises(MethodError, match="first draw"):
+        method.fit(line, rows(), progress=False, callback=lambda state: state["step"] == 3)
+
+
+@pytest.mark.slow
+def test_a_small_network_mixes_in_function_space_from_prior_draws() -> None:
+    x = torch.linspace(-2.0, 2.0, 60, dtype=torch.float64)[:, None]
+    y = torch.sin(2.0 * x[:, 0]) + 0.2 * torch.randn(60, dtype=torch.float64, generator=generator(0, "sine"))
+    data = Dataset.from_arrays(x, y)
+    posterior = NUTS(chains=4, warmup=200, draws=200).fit(mlp(data, hidden=(8,)), data, seed=0, progress=False)
+    assert float(rhat(posterior.function_draws(x)).max()) < 1.05  # type: ignore[attr-defined]  # as above

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from bayesdl.data import Dataset
 from bayesdl.errors import ModelError
 from bayesdl.infinite import Activation, Dense, from_module
 from bayesdl.models import BayesianNetwork, Erf, mlp, priors
@@ -41,7 +42,8 @@ def test_patterns_and_nested_sequentials() -> None:
 def test_an_activation_that_is_used_twice_counts_twice() -> None:
     act = nn.ReLU()
     net = nn.Sequential(nn.Linear(1, 2), act, nn.Linear(2, 2), act, nn.Linear(2, 1))
-    assert [type(layer) for layer in from_module(net, w_std=1, b_std=1)] == [Dense, Activation, Dense, Activation, Dense]
+    layers = from_module(net, w_std=1.0, b_std=1.0)
+    assert [type(layer) for layer in layers] == [Dense, Activation, Dense, Activation, Dense]
 
 
 def test_given_values_override_the_prior_and_make_any_prior_possible() -> None:
@@ -51,9 +53,7 @@ def test_given_values_override_the_prior_and_make_any_prior_possible() -> None:
     assert from_module(BayesianNetwork(net, priors.Laplace(1.0)), w_std=1.2, b_std=0.3) == expected
 
 
-def test_an_mlp_of_the_zoo_converts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bayesdl.data import Dataset
-
+def test_an_mlp_of_the_zoo_converts() -> None:
     data = Dataset.from_arrays(torch.randn(10, 3, dtype=torch.float64), torch.randn(10, dtype=torch.float64))
     widths = [la for la in from_module(mlp(data, hidden=(5, 5), activation="relu")) if isinstance(la, Dense)]
     assert [w.w_std for w in widths] == pytest.approx([math.sqrt(2)] * 3, rel=1e-14)

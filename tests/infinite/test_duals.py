@@ -13,9 +13,9 @@ QUADRATIC = [(1.0, 1.0, 0.3), (3.0, 0.5, 0.4), (0.2, 2.0, -0.5), (1.0, 1.0, 0.0)
 
 
 def by_quadrature(name: str, q1: float, q2: float, q12: float) -> float:
-    # polar coordinates: relu is smooth in the radius, and the trapezoidal rule takes its kink in the angle in small steps
-    angles = torch.linspace(0, 2 * math.pi, 400_001, dtype=torch.float64)[:-1]
-    nodes, weights = (torch.as_tensor(v) for v in np.polynomial.laguerre.laggauss(60))
+    # polar coordinates: relu is linear in the radius, and its kink in the angle is met by small steps
+    angles = torch.linspace(0, 2 * math.pi, 100_001, dtype=torch.float64)[:-1]
+    nodes, weights = (torch.as_tensor(v) for v in np.polynomial.laguerre.laggauss(50))
     radius = (2 * nodes).sqrt()
     total = 0.0
     slope, rest = q12 / math.sqrt(q1), math.sqrt(max(q2 - q12**2 / q1, 0.0))
@@ -29,7 +29,7 @@ def by_quadrature(name: str, q1: float, q2: float, q12: float) -> float:
 @pytest.mark.parametrize("q", QUADRATIC)
 def test_dual_equals_the_expectation(name: str, q: tuple[float, float, float]) -> None:
     value = DUALS[name].covariance(*(torch.tensor(v, dtype=torch.float64) for v in q))
-    assert value.item() == pytest.approx(by_quadrature(name, *q), rel=1e-8, abs=1e-8)
+    assert value.item() == pytest.approx(by_quadrature(name, *q), rel=2e-7, abs=2e-7)
 
 
 @pytest.mark.parametrize("name", ["relu", "erf", "linear"])

@@ -1,5 +1,6 @@
 """NNGPKernel as a GPyTorch kernel: GPyTorch's own test case, and derivatives."""
 
+import unittest
 from typing import Any
 
 import pytest
@@ -9,12 +10,12 @@ from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 from bayesdl.infinite import Dense, NNGPKernel, fully_connected, nngp
 
 
-class TestRelu(BaseKernelTestCase):
+class TestRelu(BaseKernelTestCase, unittest.TestCase):
     def create_kernel_no_ard(self, **kwargs: Any) -> NNGPKernel:
         return NNGPKernel(fully_connected(2, "relu", 1.4, 0.3), **kwargs)
 
 
-class TestErf(BaseKernelTestCase):
+class TestErf(BaseKernelTestCase, unittest.TestCase):
     def create_kernel_no_ard(self, **kwargs: Any) -> NNGPKernel:
         return NNGPKernel(fully_connected(1, "erf", 1.4, 0.0), **kwargs)
 
@@ -26,7 +27,8 @@ def inputs(n: int = 6, d: int = 3, seed: int = 0) -> torch.Tensor:
 def test_values_are_those_of_the_recursion() -> None:
     layers = fully_connected(2, "relu", 1.4, 0.3)
     kernel = NNGPKernel(layers, dtype=torch.float64)
-    torch.testing.assert_close(kernel(inputs(), inputs(4, seed=1)).to_dense(), nngp(layers, inputs(), inputs(4, seed=1)))
+    others = inputs(4, seed=1)
+    torch.testing.assert_close(kernel(inputs(), others).to_dense(), nngp(layers, inputs(), others))
     torch.testing.assert_close(kernel(inputs(), diag=True), nngp(layers, inputs(), diag=True))
     assert all(isinstance(a, type(b)) for a, b in zip(kernel.layers, layers, strict=True))
     assert [la.w_std for la in kernel.layers if isinstance(la, Dense)] == pytest.approx([1.4] * 3, rel=1e-14)

@@ -17,7 +17,8 @@ REFERENCE = np.load(Path(__file__).parent / "data" / "dense.npz")
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "activation"), [("dense_relu_1", 1, "relu"), ("dense_relu_3", 3, "relu"), ("dense_erf_2", 2, "erf")]
+    ("name", "depth", "activation"),
+    [("dense_relu_1", 1, "relu"), ("dense_relu_3", 3, "relu"), ("dense_erf_2", 2, "erf")],
 )
 def test_kernel_equals_an_independent_implementation(name: str, depth: int, activation: str) -> None:
     x1, x2, cross, own = (torch.as_tensor(REFERENCE[f"{name}/{part}"]) for part in ("x1", "x2", "nngp", "nngp11"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from typing import ClassVar
 
 import pyro
 import pytest
@@ -419,3 +420,23 @@ def test_check_data_passes_good_data_and_describes_itself() -> None:
     assert "LogNormal(-1.2, 1)" in repr(model)
     assert model.scales_y
     assert model.task == "regression"
+
+
+class Backends(nn.Linear):
+    """Notes which fused attention kernels were allowed while it ran."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(torch.backends.mha.get_fastpath_enabled() or torch.backends.cuda.flash_sdp_enabled())
+        return super().forward(x)
+
+
+def test_fused_attention_is_off_inside_a_users_network_and_only_there() -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+
+    assert allowed() == (True, True)
+    BayesianNetwork(Backends(3, 1))(torch.zeros(2, 3))
+    assert Backends.seen == [False]
+    assert allowed() == (True, True)

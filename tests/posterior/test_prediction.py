@@ -41,10 +41,17 @@ REAL = {
     "Weibull": dist.Weibull(SD, 1 + SD),
     "Pareto": dist.Pareto(SD, 4 + SD),
     "Uniform": dist.Uniform(M, M + SD),
+    "Beta": dist.Beta(1 + SD, SD),
     "HalfNormal": dist.HalfNormal(SD),
     "AsymmetricLaplace": AsymmetricLaplace(M, SD, 0.2),
     "Mixture": dist.MixtureSameFamily(
         dist.Categorical(logits=torch.stack([M, -M], -1)), dist.Normal(torch.stack([M, 3 + M], -1), 0.5)
+    ),
+    "Mixture of uniforms": dist.MixtureSameFamily(
+        dist.Categorical(logits=torch.stack([M, -M], -1)), dist.Uniform(torch.stack([M, M + 0.5], -1), 5.0)
+    ),
+    "Mixture of LogNormals": dist.MixtureSameFamily(
+        dist.Categorical(logits=torch.stack([M, -M], -1)), dist.LogNormal(torch.stack([M, -M], -1), 0.5)
     ),
 }
 EVERYWHERE = {**REAL, "Cauchy": dist.Cauchy(M, SD)}
@@ -52,6 +59,8 @@ COUNTS = {
     "Poisson": dist.Poisson(4 * SD),
     "NegativeBinomial": dist.NegativeBinomial(3, logits=0.3 * M),
     "GammaPoisson": dist.GammaPoisson(4 * SD, SD),
+    "Geometric": dist.Geometric(SD / 2),
+    "Binomial": dist.Binomial(torch.arange(1, N + 1), logits=M),
     "ZeroInflatedPoisson": dist.ZeroInflatedPoisson(4 * SD, gate=SD / 2),
 }
 
@@ -229,6 +238,29 @@ def test_interval_is_central():
     low, high = Prediction(dist.Normal(torch.zeros(1, 2, dtype=torch.float64), 2.0)).interval(0.9)
     torch.testing.assert_close(high, torch.full((2,), 2 * 1.6448536269514722, dtype=torch.float64))
     torch.testing.assert_close(low, -high)
+
+
+def test_cdfs_of_counts_against_sums():
+    k = torch.arange(60, dtype=torch.float64)
+    y = torch.tensor([0, 1, 1, 2, 3, 4, 7])
+    for name in ("Poisson", "NegativeBinomial", "GammaPoisson", "Geometric"):
+        distribution = COUNTS[name]
+        mass = distribution.log_prob(k[:, None, None]).exp().cumsum(0).mean(1)
+        prediction = Prediction(distribution)
+        assert prediction.quantile_method == "cdf"
+        torch.testing.assert_close(prediction.cdf(y), mass[y, torch.arange(N)], rtol=1e-9, atol=0)
+    n = torch.arange(1, N + 1)
+    binomial = stats.binom(n.numpy(), M.sigmoid().numpy()).cdf(y.numpy()).mean(0)
+    torch.testing.assert_close(Prediction(COUNTS["Binomial"]).cdf(y), torch.from_numpy(binomial))
+    assert Prediction(COUNTS["ZeroInflatedPoisson"]).quantile_method == "samples"
+
+
+def test_density_of_a_mixture_off_the_support_of_one_part():
+    parts = dist.Uniform(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1.0, 4.0]]]))
+    prediction = Prediction(dist.MixtureSameFamily(dist.Categorical(torch.tensor([[[0.25, 0.75]]])), parts))
+    assert float(prediction.log_prob([3.0])) == pytest.approx(math.log(0.375))
+    assert float(prediction.log_prob([1.5])) == -math.inf
+    assert float(prediction.cdf([3.0])) == pytest.approx(0.25 + 0.375)
 
 
 def test_off_the_support_the_density_is_zero():
