@@ -125,7 +125,7 @@ class GPPosterior(Posterior):
         target = batch[name].to("cpu", torch.float64)
         mean, variance = self._moments(self._flat(batch), None)
         values: Tensor = self._at_draws(mean, variance, max_draws, seed).log_prob(target)
-        return values - (target[0].numel() if len(target) else 1) * float(self.problem.scaler.y_scale.log())
+        return values - target[0].numel() * float(self.problem.scaler.y_scale.log())
 
     def functions(self, x: Any, n: int = 100, seed: int = 0) -> Tensor:
         """Return joint draws of the latent function without noise, ``[n, N]``, or ``[n, N, C]`` with C functions.
@@ -240,7 +240,7 @@ class GPPosterior(Posterior):
             raise MethodError(f"batch_size={batch_size} must be at least 1.")
         parts = []
         with torch.no_grad():
-            for part in rows.split(size) if len(rows) else (rows,):
+            for part in rows.split(size):
                 cross, diagonal = kernel(self.x, part).to_dense(), kernel(part, diag=True)
                 g, variance = moments(cross, diagonal, self._factors)
                 parts.append((prior_mean(part) + g, variance))
@@ -278,8 +278,7 @@ class _ExactGP(gpytorch.models.ExactGP):
 
 def flat(x: Tensor) -> Tensor:
     """Return inputs ``[N, ...]`` as rows ``[N, d]`` in float64 on the CPU."""
-    rows = x.detach().to("cpu", torch.float64)
-    return rows.reshape(len(rows), -1) if len(rows) else rows.reshape(0, rows.shape[1:].numel())
+    return x.detach().to("cpu", torch.float64).reshape(len(x), -1)
 
 
 def _part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -217,7 +217,7 @@ def test_several_targets_are_independent_functions_with_one_noise() -> None:
     assert posterior.functions(new, n=5).shape == (5, 6, 2)
 
 
-def test_batches_do_not_change_predictions_and_no_rows_give_none() -> None:
+def test_batches_do_not_change_predictions() -> None:
     x, y = table()
     posterior = NNGP().fit(network(), (x, y))
     new = table(11, seed=1)[0]
