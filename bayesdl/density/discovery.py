@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,15 +91,20 @@ class _DetachParameters(Messenger):
         msg["value"] = msg["value"].detach()
 
 
+@contextmanager
+def untouched(seed: int, *purpose: str) -> Iterator[None]:
+    """Run a program with seeded generators and an empty parameter store; both return to what they were."""
+    with _rng.isolated(seed, *purpose), pyro.get_param_store().scope():
+        yield
+
+
 def prior_trace(model: Program, batch: Mapping[str, Any], seed: int) -> Trace:
     """A trace of the program on one prior draw, with validation on.
 
     The global generators and Pyro's parameter store are left as they were found.
     """
-    store = pyro.get_param_store()
-    state = store.get_state()
     try:
-        with _rng.isolated(seed, "discovery"), pyro.validation_enabled(True), _DetachParameters():
+        with untouched(seed, "discovery"), pyro.validation_enabled(True), _DetachParameters():
             trace = poutine.trace(model).get_trace(**batch)
             _compute_log_probs(trace)
             return trace
@@ -106,11 +112,9 @@ def prior_trace(model: Program, batch: Mapping[str, Any], seed: int) -> Trace:
         raise
     except NotImplementedError as error:
         raise ModelError(
-            f"A site of the program cannot be sampled ({error or 'ImproperUniform'}). Use a proper prior, for example a "
+            f"A site of the program cannot be sampled ({error}). Use a proper prior, for example a "
             "wide Normal instead of ImproperUniform: discovery runs the program once."
         ) from error
-    finally:
-        store.set_state(state)
 
 
 def _compute_log_probs(trace: Trace) -> None:

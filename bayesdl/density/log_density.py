@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pyro
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from bayesdl import _rng
 from bayesdl.density import graph, program, sites, terms
-from bayesdl.density.discovery import discover, prior_trace
+from bayesdl.density.discovery import discover, untouched
 from bayesdl.density.program import Program
 from bayesdl.density.sites import Site
 from bayesdl.errors import BayesdlError, ModelError, NotFactorised, RandomDensity, RowCoupling, TraceMismatch
@@ -175,15 +174,10 @@ class LogDensity:
         """
         names = {site.name for site in self.sites}
         rows = []
-        store = pyro.get_param_store()
-        state = store.get_state()
-        try:
-            with torch.no_grad(), _rng.isolated(seed, "prior draws"), program.unchecked():
-                for _ in range(n):
-                    nodes = program.run(self.model, self.batch, {}).nodes
-                    rows.append(self.unconstrain({k: v["value"] for k, v in nodes.items() if k in names}))
-        finally:
-            store.set_state(state)
+        with torch.no_grad(), untouched(seed, "prior draws"), program.unchecked():
+            for _ in range(n):
+                nodes = program.run(self.model, self.batch, {}).nodes
+                rows.append(self.unconstrain({k: v["value"] for k, v in nodes.items() if k in names}))
         return torch.stack(rows)
 
     # -- the prior as a Gaussian -------------------------------------------------------------------------------
@@ -346,8 +340,8 @@ class LogDensity:
     ) -> Callable[[Tensor, dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
         """The fastest way to evaluate that works, by shapes; settled on the first call with these shapes."""
         names = [name for name, value in rows.items() if isinstance(value, Tensor)]
-        key = (target, per_chain, tuple(z.shape), _training(self.model))
-        key += tuple((name, tuple(rows[name].shape), rows[name].dtype, rows[name].device) for name in names)
+        shapes = tuple((name, tuple(rows[name].shape), rows[name].dtype, rows[name].device) for name in names)
+        key = (target, per_chain, tuple(z.shape), _training(self.model), shapes)
         if key not in self._graphs:
             self._graphs[key] = self._build(z, rows, factors, target, per_chain, names)
         return self._graphs[key]

@@ -14,10 +14,10 @@ from pyro.distributions.distribution import Distribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 Program = Callable[..., Any]
-Trace = poutine.Trace
 Message = dict[str, Any]
 
 # Attributes under which a distribution keeps the distributions that it is made of.

@@ -187,16 +187,19 @@ def prepare(
         raise ModelError(
             f"{type(model).__name__} is a plain network without priors. Lift it: bayesdl.BayesianNetwork(net)."
         )
+    task: str
+    classes: tuple[str, ...]
     if isinstance(data, Mapping):
         if prior_rows is not None:
             raise DataError("prior_rows needs row identities: pass a Dataset or a pair (x, y) instead of a dict.")
         batch: dict[str, Any] = {name: _value(value, name) for name, value in data.items()}
         names: tuple[str | None, str | None] = (None, None)
-        scaler, rows, shaped, task, classes = Scaler.identity(torch.empty(1, 0)), None, None, "program", ()
+        scaler, rows, shaped = Scaler.identity(torch.empty(1, 0)), None, None
+        task, classes = "program", ()
     else:
         names = _argument_names(model)
         network = isinstance(model, BayesianNetwork)
-        dataset = _dataset(data, network)
+        dataset = _dataset(data, model.task if network else None)
         task, classes, rows = dataset.task, dataset.classes, dataset.rows
         reserved = _reserved(prior_rows, dataset, seed)
         scaled = network and isinstance(data, Dataset)
@@ -236,9 +239,11 @@ def _is_program(model: torch.nn.Module) -> bool:
     return isinstance(model, PyroModule)
 
 
-def _dataset(data: Any, network: bool) -> Dataset:
-    if network or isinstance(data, Dataset):
-        return as_dataset(data)
+def _dataset(data: Any, task: str | None) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    if task is not None:
+        return as_dataset(data, "regression" if task == "regression" else "classification")
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise DataError(
             f"Data are a Dataset, a pair (x, y), or a dict of the program's arguments; got {type(data).__name__}."

@@ -176,3 +176,28 @@ def test_prior_draws_follow_the_prior() -> None:
     error = w.std(0) / 2000**0.5
     assert (w.mean(0).abs() < 4 * error).all()
     torch.testing.assert_close(w.std(0), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), rtol=0.08, atol=0)
+
+
+def test_parameters_are_coordinates_without_a_prior() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> Tensor:
+        w = pyro.sample("w", pyro.distributions.Normal(torch.zeros(3, dtype=x.dtype), 1.0).to_event(1))
+        s = pyro.param("s", torch.tensor(0.5, dtype=x.dtype), constraint=pyro.distributions.constraints.positive)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", pyro.distributions.Normal(x @ w, s), obs=y)
+
+    before = set(pyro.get_param_store())
+    density = LogDensity(model, CASES["linear"].batch)
+    assert [site.scope for site in density.sites] == ["global", "param"]
+    z = points(density)
+    v = density.constrain(z)
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(v["w"]).sum(-1)
+    rows = _rows(v)
+    torch.testing.assert_close(density.value_and_grad(z, target="joint")[0], prior + rows)
+    torch.testing.assert_close(density.value_and_grad(z, target="likelihood")[0], rows)
+    assert set(pyro.get_param_store()) == before
+
+
+def _rows(v: dict[str, Tensor]) -> Tensor:
+    rows = CASES["linear"].rows
+    assert rows is not None
+    return rows(v, CASES["linear"].batch).sum(-1)

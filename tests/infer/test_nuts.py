@@ -58,7 +58,9 @@ class Watched:
         return self.target.value_and_grad(z)
 
 
-@pytest.mark.parametrize(("name", "step_size"), [("correlated", 0.05), ("funnel", 0.3), ("banana", 0.12), ("funnel", 1.2)])
+@pytest.mark.parametrize(
+    ("name", "step_size"), [("correlated", 0.05), ("funnel", 0.3), ("banana", 0.12), ("funnel", 1.2)]
+)
 def test_the_iterative_tree_is_the_recursive_one(name: str, step_size: float) -> None:
     target = TARGETS[name]()
     chains, scale = 16, torch.linspace(0.5, 1.5, target.dim, dtype=torch.float64)
@@ -77,15 +79,16 @@ def test_the_iterative_tree_is_the_recursive_one(name: str, step_size: float) ->
     oracle = Recursive(gradient, step_size, scale.numpy(), max_depth=8)
     depths = set()
     for k in range(chains):
+
         def uniforms(depth: int, k: int = k) -> np.ndarray[Any, Any]:
             return noise[depth][:, k].numpy()
 
         expected = oracle.transition(z[k].numpy(), (momentum[k] / scale).numpy(), uniforms)
         # A chain that has stopped waits at its start, so what it visited is the beginning of what was evaluated.
         count = int(statistics["leapfrogs"][k])
-        visited = torch.stack([rows[k] for rows in watched.seen])
         assert count == len(expected.visited)
-        torch.testing.assert_close(_moving(visited, z[k])[:count], torch.tensor(np.array(expected.visited)), rtol=1e-7, atol=1e-8)
+        visited = _moving(torch.stack([rows[k] for rows in watched.seen]), z[k])[:count]
+        torch.testing.assert_close(visited, torch.tensor(np.array(expected.visited)), rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(point.z[k], torch.from_numpy(expected.z), rtol=1e-7, atol=1e-8)
         assert statistics["depth"][k] == expected.depth
         assert bool(statistics["divergent"][k]) == expected.divergent
@@ -157,8 +160,12 @@ def test_a_divergence_is_seen_and_survived() -> None:
     start = evaluate(torch.full((3, 2), 1e-3, dtype=torch.float64), target.value_and_grad)
     noise = torch.full((2 + 2**10, 3), 0.4, dtype=torch.float64)
     point, statistics = nuts_transition(
-        start, torch.ones(3, 2, dtype=torch.float64), 1.0, torch.ones(2, dtype=torch.float64),
-        lambda depth: noise[: 2 + 2**depth], target.value_and_grad,
+        start,
+        torch.ones(3, 2, dtype=torch.float64),
+        1.0,
+        torch.ones(2, dtype=torch.float64),
+        lambda depth: noise[: 2 + 2**depth],
+        target.value_and_grad,
     )
     assert statistics["divergent"].tolist() == [1.0, 1.0, 1.0]
     assert statistics["leapfrogs"].tolist() == [1.0, 1.0, 1.0]
@@ -246,7 +253,7 @@ def test_a_fit_that_is_stopped_returns_its_draws_or_says_that_there_are_none() -
 @pytest.mark.slow
 def test_a_small_network_mixes_in_function_space_from_prior_draws() -> None:
     x = torch.linspace(-2.0, 2.0, 60, dtype=torch.float64)[:, None]
-    y = torch.sin(2.0 * x[:, 0]) + 0.2 * torch.randn(60, dtype=torch.float64, generator=generator(0, "sine"))
+    y = torch.sin(2.0 * x[:, 0]) + 0.5 * torch.randn(60, dtype=torch.float64, generator=generator(0, "sine"))
     data = Dataset.from_arrays(x, y)
-    posterior = NUTS(chains=4, warmup=200, draws=200).fit(mlp(data, hidden=(8,)), data, seed=0, progress=False)
+    posterior = NUTS(chains=4, warmup=150, draws=100).fit(mlp(data, hidden=(5,)), data, seed=0, progress=False)
     assert float(rhat(posterior.function_draws(x)).max()) < 1.05  # type: ignore[attr-defined]  # as above

@@ -151,7 +151,8 @@ def test_draws_are_equally_spaced_in_langevin_time() -> None:
     sizes = np.array([schedule(step) for step in range(30, driver.total)])
     share = sizes.cumsum() / sizes.sum()
     assert np.abs(filled[31:] / 60 - share).max() <= 0.5 / 60 + 1e-12
-    constant = engine(normal(torch.ones(2, dtype=torch.float64)), SGLD(chains=2, warmup=3, draws=4, thin=1, step_size=0.1))
+    method = SGLD(chains=2, warmup=3, draws=4, thin=1, step_size=0.1)
+    constant = engine(normal(torch.ones(2, dtype=torch.float64)), method)
     assert [constant.drawn(step) for step in range(constant.total + 1)] == [0, 0, 0, 0, 1, 2, 3, 4]
 
 

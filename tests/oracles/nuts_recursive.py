@@ -1,7 +1,7 @@
 """Multinomial NUTS for one chain, as the papers write it: recursion over subtrees, every leaf kept in a list.
 
-It takes the same random numbers as the fast version but shares none of its code: plain momenta with a mass matrix instead of
-whitened ones, plain leapfrog, a tree of Python objects, criteria evaluated from the list of leaves.
+It takes the same random numbers as the fast version but shares none of its code: plain momenta with a mass matrix
+instead of whitened ones, plain leapfrog, a tree of Python objects, criteria evaluated from the list of leaves.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class Recursive:
     def joined(self, first: list[Leaf], second: list[Leaf]) -> bool:
         """The criterion for two neighbouring blocks: as a whole, and each with the nearest leaf of the other."""
         return (
-            self.straight(first + second)
-            and self.straight([*first, second[0]])
-            and self.straight([first[-1], *second])
+            self.straight(first + second) and self.straight([*first, second[0]]) and self.straight([first[-1], *second])
         )
 
     def build(self, start: Leaf, sign: int, depth: int, visited: list[Leaf]) -> list[Leaf] | None:
@@ -100,14 +98,15 @@ class Recursive:
             trajectory = trajectory + new if sign > 0 else new[::-1] + trajectory
             if not going:
                 break
-        ratios = [min(1.0, math.exp(self.origin - leaf.energy)) if math.isfinite(leaf.energy) else 0.0 for leaf in visited]
-        return Result(sample.z, depth, divergent, sample.energy, float(np.mean(ratios)), [leaf.z for leaf in visited])
+        errors = [leaf.energy - self.origin for leaf in visited]
+        accepted = float(np.mean([min(1.0, math.exp(-error)) if math.isfinite(error) else 0.0 for error in errors]))
+        return Result(sample.z, depth, divergent, sample.energy, accepted, [leaf.z for leaf in visited])
 
     def mass(self, leaves: list[Leaf]) -> float:
         return sum(math.exp(self.origin - leaf.energy) for leaf in leaves)
 
     def pick(self, leaves: list[Leaf], uniforms: Vector) -> Leaf:
-        """Keep leaf n with probability w_n / (w_0 + ... + w_n), which leaves leaf n chosen with probability w_n / sum."""
+        """Take leaf n with probability w_n / (w_0 + ... + w_n); in the end each is chosen with w_n / sum."""
         chosen, total = leaves[0], 0.0
         for leaf, u in zip(leaves, uniforms, strict=True):
             weight = math.exp(self.origin - leaf.energy)
