@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import bayesdl as bdl
+from bayesdl._registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,9 +30,25 @@ def shortened(method, settings):
     return lambda **given: dataclasses.replace(method(**given), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_python_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, settings in SHORT.items():
         monkeypatch.setattr(bdl, name, shortened(getattr(bdl, name), settings))
     exec(compile("\n".join(blocks(page)), str(page), "exec"), {})
+
+
+def test_method_of_the_contributing_page_is_a_method(tmp_path, monkeypatch):
+    (tmp_path / "random_walk.py").write_text(blocks(ROOT / "CONTRIBUTING.md")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(METHODS, "RandomWalk", "random_walk:RandomWalk")
+    torch.manual_seed(0)
+    x = torch.randn(200, 1, dtype=torch.float64)
+    data = bdl.data.Dataset.from_arrays(x, 3.0 * x[:, 0] + 0.1 * torch.randn(200, dtype=torch.float64))
+    model = bdl.models.mlp(data, hidden=())
+    posterior = bdl.fit(model, data, bdl.RandomWalk(draws=3000), seed=0)
+    # The chains forget their starts within the first third; then the line is known to about 0.1 / sqrt(200).
+    draws = posterior.z[:, 1000:].flatten(0, 1)
+    late = bdl.posterior.DrawsPosterior(posterior.problem, draws[None], {}, {})
+    assert torch.allclose(late.predict(x).mean, 3.0 * x[:, 0], atol=0.1)

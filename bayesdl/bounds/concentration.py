@@ -170,7 +170,7 @@ def chernoff_upper(*, risk: Values, n: Values, delta: Values) -> Values:
 
     .. math:: R \le kl^{-1}(\hat R, \log(1 / \delta) / n) \quad \text{with probability at least } 1 - \delta
 
-    Never looser than :func:`hoeffding`. The deviation is one-sided, so log(1/delta) suffices, not log(2/delta).
+    Never looser than ``hoeffding``. The deviation is one-sided, so log(1/delta) suffices, not log(2/delta).
     Source: Hoeffding (1963), Theorem 1, eq. 2.1.
 
     Args:

@@ -130,7 +130,7 @@ class IntervalMiss(Loss):
 
 @dataclass(frozen=True)
 class Bounded(Loss):
-    """A non-negative loss divided by a ceiling and cut at 1; see :func:`bounded`."""
+    """A non-negative loss divided by a ceiling and cut at 1; see ``bounded``."""
 
     zero_one: ClassVar[bool] = False
     loss: Literal["nll"] | PointLoss

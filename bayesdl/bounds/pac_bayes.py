@@ -73,7 +73,7 @@ def mcallester(*, risk: Values, kl: Values, n: Values, delta: Values) -> Values:
     .. math:: R(Q) \le \hat R(Q) + \sqrt{\frac{KL(Q \| P) + \log(2 \sqrt n / \delta)}{2 n}}
         \quad \text{for all } Q \text{, with probability at least } 1 - \delta
 
-    It holds on the same event as :func:`pac_bayes_kl` and is never tighter; it is here for comparison with published
+    It holds on the same event as ``pac_bayes_kl`` and is never tighter; it is here for comparison with published
     numbers. Assumptions as there. Source: McAllester (1999); Maurer (2004).
 
     Args:

@@ -72,7 +72,7 @@ def discover(model: Program, batch: Mapping[str, Any], plate: str) -> Discovery:
         site = _latent(first.nodes[name], second.nodes[name], start, plate)
         sites.append(site)
         start = site.stop
-    for name, node in first.nodes.items():
+    for node in first.nodes.values():
         if node["type"] == "param":
             site = _param(node, start)
             sites.append(site)
@@ -232,8 +232,8 @@ def _latent(first: Message, second: Message, start: int, plate: str) -> Site:
         )
     if not same_support(support, second["fn"].support):
         raise DynamicSupport(
-            f"The support of site {name!r} depends on another site's value. Sample a standardised variable with a fixed "
-            "support and transform it, for example u ~ Uniform(0, 1) and a + u instead of Uniform(a, a + 1)."
+            f"The support of site {name!r} depends on another site's value. Sample a standardised variable with a "
+            "fixed support and transform it, for example u ~ Uniform(0, 1) and a + u instead of Uniform(a, a + 1)."
         )
     if first["value"].shape != second["value"].shape:
         raise ModelError(f"Site {name!r} has a different shape on two prior draws.")

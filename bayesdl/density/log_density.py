@@ -3,80 +3,26 @@
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 
-from bayesdl import _rng
-from bayesdl.density import graph, program, sites, terms
+from bayesdl.density import checks, evaluator, program, sites, terms
 from bayesdl.density.discovery import discover, untouched
+from bayesdl.density.evaluator import Execution
+from bayesdl.density.gaussian_part import GaussianPart
 from bayesdl.density.program import Program
 from bayesdl.density.sites import Site
-from bayesdl.errors import BayesdlError, ModelError, NotFactorised, RandomDensity, RowCoupling, TraceMismatch
+from bayesdl.errors import BayesdlError, ModelError, NotFactorised, RowCoupling
 
 Batch = Mapping[str, Any]
 Target = Literal["posterior", "joint", "likelihood"]
-Execution = Literal["auto", "replay", "handlers", "loop"]
 
 CHUNK = 256
 """Chains or draws that the handlers evaluate at once where no gradient is taken."""
-
-
-class SlowProgramWarning(UserWarning):
-    """A program could not be recorded as a graph, so every evaluation runs Pyro's handlers (about ten times slower)."""
-
-
-@dataclass(frozen=True)
-class GaussianPart:
-    """The sites whose prior is an independent Gaussian over z, in closed form over the whole flat vector.
-
-    For a network that is every weight: one operation instead of five per parameter tensor and their backward.
-
-    Attributes:
-        names: the sites.
-        mean: ``[D]``.
-        precision: ``[D]``, 0 on the coordinates of other sites.
-        constant: log normaliser.
-    """
-
-    names: frozenset[str]
-    mean: Tensor
-    precision: Tensor
-    constant: float = field(init=False)
-
-    @classmethod
-    def of(cls, layout: tuple[Site, ...], dtype: torch.dtype, device: torch.device) -> GaussianPart:
-        """Collect the Gaussian global sites of a layout."""
-        dim = sum(site.size for site in layout)
-        mean, precision = (torch.zeros(dim, dtype=dtype, device=device) for _ in range(2))
-        names = set()
-        for site in layout:
-            if site.gaussian is not None and site.scope == "global":
-                names.add(site.name)
-                mean[site.start : site.stop] = site.gaussian[0].reshape(-1)
-                precision[site.start : site.stop] = site.gaussian[1].reshape(-1).square().reciprocal()
-        return cls(frozenset(names), mean, precision)
-
-    def __post_init__(self) -> None:
-        """Compute the normaliser now: while a graph is recorded, tensors have no values."""
-        used = self.precision[self.precision > 0].double()
-        object.__setattr__(self, "constant", float(0.5 * (used.log() - math.log(2 * math.pi)).sum()))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density of the Gaussian coordinates at ``z [..., D]``."""
-        return self.constant - 0.5 * ((z - self.mean).square() * self.precision).sum(-1)
-
-    def add(self, z: Tensor, value: Tensor, gradient: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-        """Add ``power`` times the log density and its gradient to those of the rest."""
-        offset = z - self.mean
-        slope = offset * (self.precision * power)
-        return value + (power * self.constant - 0.5 * (offset * slope).sum(-1)), gradient - slope
 
 
 class LogDensity:
@@ -138,16 +84,17 @@ class LogDensity:
         self.dim = sum(site.size for site in found.sites)
         self.dtype, self.device = _dtype_and_device(found.example)
         self.execution: str = execution
+        self._asked = execution
         self.gradients = 0
         self._gaussian = GaussianPart.of(self.sites, self.dtype, self.device)
-        self._graphs: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._evaluators: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
         self.row_names = tuple(
             name for name, value in batch.items() if isinstance(value, Tensor) and value.dim() and len(value) == self.n
         )
-        self._check_own_subsample()
-        self._no_rows = self._why_no_rows()
-        self._no_batches = self._no_rows or self._why_no_batches(found.example)
-        self._check_repeats(found.example)
+        checks.refuse_own_subsample(self.batch, found)
+        checks.refuse_random(model, self.batch, found)
+        self._no_rows = checks.why_no_rows(found)
+        self._no_batches = self._no_rows or checks.why_no_batches(model, self.batch, found, self.row_names)
 
     # -- coordinates -------------------------------------------------------------------------------------------
 
@@ -164,7 +111,7 @@ class LogDensity:
         return sites.unconstrain(self.sites, values).to(self.dtype)
 
     def log_abs_det(self, z: Tensor) -> Tensor:
-        """log |det dT/dz| at ``z [..., D]``, shape ``[...]``."""
+        """Log |det dT/dz| at ``z [..., D]``, shape ``[...]``."""
         return sites.log_abs_det(self.sites, z)
 
     def prior_draws(self, n: int, seed: int = 0) -> Tensor:
@@ -194,12 +141,12 @@ class LogDensity:
         Raises:
             ModelError: the program has local latents, parameters without a prior, or factors outside the data plate.
         """
-        if self.structure.discrete and not self.structure.by_row or any(s.scope != "global" for s in self.sites):
+        if (self.structure.discrete and not self.structure.by_row) or any(s.scope != "global" for s in self.sites):
             raise ModelError("Only a program whose latents are all global and continuous can change its prior.")
         other = copy.copy(self)
         names = frozenset(site.name for site in self.sites)
         other._gaussian = GaussianPart(names, mean.to(self.dtype), sd.to(self.dtype).square().reciprocal())
-        other._graphs = {}
+        other._evaluators = {}
         other.gradients = 0
         return other
 
@@ -207,8 +154,11 @@ class LogDensity:
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log prior density in the constrained space at ``z [..., D]``, shape ``[...]``; locals are not in it."""
-        rest = self._map(z, lambda leaves: self._terms(leaves, self.batch).prior - self._jacobian(leaves, gaussian=True))
-        return rest + self._gaussian.log_prob(z)
+
+        def rest(leaves: list[Tensor]) -> Any:
+            return self._terms(leaves, self.batch).prior - self._jacobian(leaves, gaussian=True)
+
+        return self._map(z, rest) + self._gaussian.log_prob(z)
 
     def log_likelihood(self, z: Tensor, batch: Batch | None = None) -> Tensor:
         """Log likelihood of every row, ``[..., N]``; discrete latents summed out, no temperature.
@@ -276,7 +226,7 @@ class LogDensity:
         return terms.evaluate(self.model, batch, values, self.structure, self._gaussian.names)
 
     def _jacobian(self, leaves: list[Tensor], *, gaussian: bool | None = None) -> Tensor:
-        """log |det| over all sites, or over those whose prior is (not) in the Gaussian part."""
+        """Log |det| over all sites, or over those whose prior is (not) in the Gaussian part."""
         total = leaves[0].new_zeros(())
         for site, leaf in zip(self.sites, leaves, strict=True):
             wanted = gaussian is None or gaussian == (site.name in self._gaussian.names)
@@ -337,165 +287,23 @@ class LogDensity:
 
     def _evaluator(
         self, z: Tensor, rows: dict[str, Any], factors: Tensor, target: Target, per_chain: bool
-    ) -> Callable[[Tensor, dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
         """The fastest way to evaluate that works, by shapes; settled on the first call with these shapes."""
         names = [name for name, value in rows.items() if isinstance(value, Tensor)]
         shapes = tuple((name, tuple(rows[name].shape), rows[name].dtype, rows[name].device) for name in names)
         key = (target, per_chain, tuple(z.shape), _training(self.model), shapes)
-        if key not in self._graphs:
-            self._graphs[key] = self._build(z, rows, factors, target, per_chain, names)
-        return self._graphs[key]
+        if key not in self._evaluators:
+            fixed = {name: value for name, value in rows.items() if name not in names}
+            rows_of = tuple(0 if per_chain and name in self.row_names else None for name in names)
 
-    def _build(
-        self, z: Tensor, rows: dict[str, Any], factors: Tensor, target: Target, per_chain: bool, names: list[str]
-    ) -> Callable[[Tensor, dict[str, Any], Tensor], tuple[Tensor, Tensor]]:
-        fixed = {name: value for name, value in rows.items() if name not in names}
-        in_rows = tuple(0 if per_chain and name in self.row_names else None for name in names)
+            def one(leaves: list[Tensor], factors: Tensor, *tensors: Tensor) -> Tensor:
+                return self._target(leaves, {**dict(zip(names, tensors, strict=True)), **fixed}, factors, target)
 
-        def one(leaves: list[Tensor], factors: Tensor, *tensors: Tensor) -> Tensor:
-            batch = {**dict(zip(names, tensors, strict=True)), **fixed}
-            return self._target(leaves, batch, factors, target)
-
-        def batched(z: Tensor, factors: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-            # Differentiating the leaves, not z: the backward of a slice writes a zero tensor of full size per site.
-            leaves = sites.split(self.sites, z)
-            parts, value = vmap(grad_and_value(one), in_dims=(0, None, *in_rows))(leaves, factors, *tensors)
-            gradient = torch.cat([part.reshape(len(z), -1) for part in parts], dim=1)
-            return self._gaussian.add(z, value, gradient, factors[1]) if target != "likelihood" else (value, gradient)
-
-        def looped(z: Tensor, factors: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-            results = []
-            for chain, row in enumerate(z):
-                own = [t if dim is None else t[chain] for t, dim in zip(tensors, in_rows, strict=True)]
-                leaf = row.detach().requires_grad_()
-                with torch.enable_grad():
-                    value = one(sites.split(self.sites, leaf), factors, *own)
-                results.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
-            value, gradient = (torch.stack(part) for part in zip(*results, strict=True))
-            return self._gaussian.add(z, value, gradient, factors[1]) if target != "likelihood" else (value, gradient)
-
-        inputs = (z, factors, *(rows[name] for name in names))
-        function = self._choose(batched, looped, inputs)
-        return lambda z, rows, factors: function(z, factors, *(rows[name] for name in names))
-
-    def _choose(
-        self, batched: graph.Graph, looped: graph.Graph, inputs: tuple[Tensor, ...]
-    ) -> Callable[..., tuple[Tensor, Tensor]]:
-        if self.execution in ("auto", "replay"):
-            try:
-                recorded = graph.record(batched, inputs)
-            except BayesdlError:
-                raise
-            except Exception as error:  # torch refuses to record with errors of many types
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                if self.execution == "replay":
-                    raise ModelError(f"The program cannot be recorded as a graph ({reason}).") from error
-            else:
-                _compare(recorded, batched, inputs)
-                self.execution = "replay"
-                return recorded
-            self.execution = self._handlers_or_loop(batched, inputs)
-            warnings.warn(
-                f"The program runs under Pyro's handlers, about ten times slower than a recorded graph: {reason}",
-                SlowProgramWarning,
-                stacklevel=5,
-            )
-        return batched if self.execution == "handlers" else looped
-
-    @staticmethod
-    def _handlers_or_loop(batched: graph.Graph, inputs: tuple[Tensor, ...]) -> str:
-        try:
-            batched(*inputs)
-        except BayesdlError:
-            raise
-        except Exception:  # as above: vmap refuses with errors of many types
-            return "loop"
-        return "handlers"
-
-    def _check_own_subsample(self) -> None:
-        lengths = {name: len(v) for name, v in self.batch.items() if isinstance(v, Tensor) and v.dim()}
-        if self.n is not None and lengths and self.n not in lengths.values() and self.n < max(lengths.values()):
-            raise ModelError(
-                f"The data plate {self.structure.plate!r} has {self.n} rows, the data have {max(lengths.values())}: the "
-                "program draws its own subsample. Drop subsample_size; fit draws the mini-batches."
-            )
-
-    def _check_repeats(self, example: Mapping[str, Tensor]) -> None:
-        """Evaluate twice; a density has one value.
-
-        Raises:
-            RandomDensity: it has two.
-        """
-        values = []
-        for attempt in range(2):
-            with torch.no_grad(), program.unchecked(), _rng.isolated(attempt, "repeat"):
-                found = terms.evaluate(self.model, self.batch, example, self.structure)
-            values.append(found.outside if found.rows is None else found.outside + found.rows.sum())
-        if not torch.equal(torch.as_tensor(values[0]).nan_to_num(), torch.as_tensor(values[1]).nan_to_num()):
-            raise RandomDensity(
-                "The log density is random: two evaluations at one point differ. Dropout in training mode, or a value that "
-                "is sampled outside pyro.sample? Put the network in eval mode, or make the draw a latent site."
-            )
-
-    def _why_no_rows(self) -> NotFactorised | None:
-        plate = self.structure.plate
-        if self.n is None:
-            return NotFactorised(
-                f"The program has no plate named {plate!r} around its observations, so there are no rows to take apart. "
-                f'Write `with pyro.plate("{plate}", len(x)):` around the observed site, or pass data_plate=.'
-            )
-        if self.structure.discrete and not self.structure.by_row:
-            return NotFactorised("A discrete latent outside the data plate couples the rows once it is summed out.")
-        return None
-
-    def _why_no_batches(self, example: Mapping[str, Tensor]) -> NotFactorised | None:
-        """Compare the first half of the rows on their own with the same rows among all."""
-        if not self.row_names:
-            return NotFactorised("The program closes over its data: rows cannot be selected. Pass them as arguments.")
-        half = max(1, (self.n or 0) // 2)
-        part = {**self.batch, **{name: self.batch[name][:half] for name in self.row_names}}
-        local = {site.name for site in self.sites if site.scope == "local"}
-        values = {name: value[..., :half] if name in local and value.dim() == 1 else value for name, value in example.items()}
-        with torch.no_grad(), program.unchecked():
-            try:
-                whole = terms.evaluate(self.model, self.batch, example, self.structure).rows
-                alone = terms.evaluate(self.model, part, values, self.structure).rows
-            except BayesdlError:
-                raise
-            except Exception as error:  # user code on fewer rows may fail in any way
-                return NotFactorised(f"The program does not run on part of its rows ({error}).")
-        if whole is None or alone is None or alone.shape != (half,):
-            return NotFactorised("The program does not follow the number of rows that it is given.")
-        if not torch.allclose(whole[:half], alone, rtol=_tolerance(self.dtype), atol=_tolerance(self.dtype)):
-            worst = int((whole[:half] - alone).abs().argmax())
-            return RowCoupling(
-                f"The likelihood of row {worst} changes from {float(whole[worst]):.6g} to {float(alone[worst]):.6g} when "
-                "the other rows are left out: rows are coupled (batch normalisation, a mean over the batch). Mini-batches "
-                "and per-row likelihoods do not exist for this program; full-batch methods work."
-            )
-        return None
-
-
-def _compare(recorded: graph.Graph, original: graph.Graph, inputs: tuple[Tensor, ...]) -> None:
-    """Compare replay and program on the inputs at hand.
-
-    Raises:
-        TraceMismatch: they differ beyond rounding.
-    """
-    value, gradient = recorded(*inputs)
-    expected, expected_gradient = original(*inputs)
-    tolerance = _tolerance(value.dtype)
-    for name, got, want in (("value", value, expected), ("gradient", gradient, expected_gradient)):
-        scale = float(want[want.isfinite()].abs().max()) if want.isfinite().any() else 1.0
-        if not torch.allclose(got, want, rtol=tolerance, atol=tolerance * max(scale, 1.0), equal_nan=True):
-            raise TraceMismatch(
-                f"The recorded graph's {name} differs from the program's by {float((got - want).abs().max()):.3g}: the "
-                "program does something at recording time that it does not repeat. Pass execution='handlers'."
-            )
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    return 1e-9 if dtype == torch.float64 else 1e-4
+            gaussian = None if target == "likelihood" else self._gaussian
+            inputs = (z, factors, *(rows[name] for name in names))
+            found, self.execution = evaluator.build(one, self.sites, rows_of, gaussian, inputs, self._asked)
+            self._evaluators[key] = lambda z, rows, factors: found(z, factors, *(rows[name] for name in names))
+        return self._evaluators[key]
 
 
 def _training(model: Any) -> bool:
@@ -508,5 +316,3 @@ def _dtype_and_device(example: Mapping[str, Tensor]) -> tuple[torch.dtype, torch
         dtype = torch.promote_types(dtype, value.dtype)
     first = next(iter(example.values()), torch.empty(0))
     return dtype, first.device
-
-

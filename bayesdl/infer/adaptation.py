@@ -73,7 +73,7 @@ def average(state: State, accepted: float, target: float) -> State:
     and the average that is used after warm-up weighs it by ``t^-KAPPA`` (Hoffman & Gelman, 2014, eq. 6).
 
     Args:
-        state: as made by :func:`start_averaging`.
+        state: as made by ``start_averaging``.
         accepted: acceptance statistic of the last transition, averaged over the chains.
         target: its wanted mean.
 
@@ -119,7 +119,7 @@ def extend_window(state: State, z: Tensor) -> State:
 def window_scale(state: State) -> Tensor:
     """Square root ``[D]`` of the regularised variance ``n/(n+5) var + 5/(n+5) 1e-3`` of the window's n draws.
 
-    It is the ``scale`` of :mod:`bayesdl.infer.hamiltonian`: the inverse mass matrix is ``diag(scale^2)``.
+    It is the ``scale`` of ``bayesdl.infer.hamiltonian``: the inverse mass matrix is ``diag(scale^2)``.
     """
     n = state["window_count"]
     variance: Tensor = state["window_squares"] / (n - 1)

@@ -38,7 +38,7 @@ class Point(NamedTuple):
 
 
 def evaluate(z: Tensor, value_and_grad: ValueAndGrad) -> Point:
-    """The :class:`Point` at ``z [C, D]``; one gradient a chain."""
+    """The ``Point`` at ``z [C, D]``; one gradient a chain."""
     value, grad = value_and_grad(z)
     return Point(z, value.double().cpu(), grad)
 

@@ -45,7 +45,7 @@ def hmc_transition(
         value_and_grad: the log density; called once a step.
 
     Returns:
-        The new :class:`Point` and, each ``[C]``: ``acceptance`` (the probability), ``energy`` (at the new state),
+        The new ``Point`` and, each ``[C]``: ``acceptance`` (the probability), ``energy`` (at the new state),
         ``divergent``, ``leapfrogs``, ``log_density``.
     """
     z, p, grad, step = start.z, momentum, start.grad, step_size * scale
@@ -74,7 +74,7 @@ class HMC(Method):
 
     The equations of motion are ``dz/dt = M^-1 v`` and ``dv/dt = grad log pi``, integrated by the leapfrog; momenta are
     drawn anew before every trajectory. With ``step_size=None`` the step size and a diagonal mass matrix are adapted
-    during warm-up (see :mod:`bayesdl.infer.adaptation`); times and lengths are then in units of the posterior standard
+    during warm-up (see ``bayesdl.infer.adaptation``); times and lengths are then in units of the posterior standard
     deviations. A given ``step_size`` is used as it is, with M = 1, and warm-up only burns in.
 
     Acceptance alone is no diagnostic: a trajectory of half a period is always accepted and goes nowhere, which is why

@@ -25,7 +25,7 @@ class NUTS(Method):
     """Hamiltonian Monte Carlo that chooses its own trajectory lengths; the default for small models.
 
     All chains move in lockstep as one batch, so four cost little more than one. Step size and diagonal mass matrix are
-    adapted during warm-up and shared by the chains (see :mod:`bayesdl.infer.adaptation`). Chains start from independent
+    adapted during warm-up and shared by the chains (see ``bayesdl.infer.adaptation``). Chains start from independent
     draws of the prior: over-dispersed, as R-hat wants it, and for small networks the first windows of warm-up bring
     them together in function space.
 
@@ -66,7 +66,7 @@ class NUTS(Method):
         stream: torch.Generator,
         value_and_grad: ValueAndGrad,
     ) -> tuple[Point, Statistics]:
-        """One transition of every chain; see :func:`bayesdl.infer.nuts_tree.nuts_transition`."""
+        """One transition of every chain; see ``bayesdl.infer.nuts_tree.nuts_transition``."""
 
         def uniforms(depth: int) -> Tensor:
             return torch.rand(2 + (1 << depth), len(momentum), generator=stream, dtype=torch.float64)

@@ -62,7 +62,7 @@ def nuts_transition(
         max_depth: at most ``2^max_depth - 1`` leapfrog steps.
 
     Returns:
-        The new :class:`Point` and, each ``[C]``: ``acceptance`` (mean over the trajectory of
+        The new ``Point`` and, each ``[C]``: ``acceptance`` (mean over the trajectory of
         ``min(1, exp(H_start - H))``), ``energy`` (of the chosen point), ``divergent``, ``depth`` (completed doublings),
         ``leapfrogs``, ``log_density``.
     """

@@ -36,7 +36,7 @@ def from_module(
         b_std: biases have standard deviation ``b_std`` in every layer that has them; overrides the prior.
 
     Returns:
-        the layers, for :func:`bayesdl.infinite.nngp` or :class:`bayesdl.infinite.NNGPKernel`.
+        the layers, for ``bayesdl.infinite.nngp`` or ``bayesdl.infinite.NNGPKernel``.
 
     Raises:
         ModelError: a layer that has no rule here, parameters that are tied or frozen, or a prior that is not an

@@ -86,7 +86,7 @@ def log_evidence(residual: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
 
 
 class Evidence:
-    """Log evidence plus the log priors of noise and hyperparameters, an objective for :class:`Maximise`.
+    """Log evidence plus the log priors of noise and hyperparameters, an objective for ``Maximise``.
 
     The last coordinate is the log of the noise where that is unknown. Prior densities are those of the noise and the
     hyperparameters themselves, without a Jacobian, as everywhere where this package maximises.

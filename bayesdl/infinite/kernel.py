@@ -53,7 +53,7 @@ def nngp(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None, *, diag:
     Every output unit has this covariance, and different output units are independent.
 
     Args:
-        layers: dense layers and activations, from :func:`fully_connected` or :func:`from_module`.
+        layers: dense layers and activations, from ``fully_connected`` or ``from_module``.
         x1: inputs ``[..., N, d]``.
         x2: inputs ``[..., M, d]``; by default ``x1``.
         diag: only the covariances of row i of ``x1`` with row i of ``x2``.

@@ -30,7 +30,7 @@ class NNGPKernel(Kernel):
     Raises:
         ModelError: the stack does not begin and end with a dense layer.
 
-    Source: see :mod:`bayesdl.infinite.kernel`.  Cost: O(N M (d + L)).
+    Source: see ``bayesdl.infinite.kernel``.  Cost: O(N M (d + L)).
     """
 
     def __init__(

@@ -200,9 +200,9 @@ class GP(_GaussianProcess):
         mean: a GPyTorch mean; zero by default. It is copied.
         fit_kernel: fit the parameters of kernel and mean that require grad to the evidence, times the priors that are
             registered on them; otherwise they stay as given.
-        noise: see :class:`NNGP`.
-        steps: see :class:`NNGP`.
-        max_rows: see :class:`NNGP`.
+        noise: see ``NNGP``.
+        steps: see ``NNGP``.
+        max_rows: see ``NNGP``.
 
     Source: Rasmussen and Williams (2006), Gaussian processes for machine learning, ch. 2 and 5.
     """

@@ -32,7 +32,7 @@ class GPPosterior(Posterior):
     """A Gaussian process conditioned on data: exactly for Gaussian noise, variationally for classes.
 
     It knows functions, not weights: ``predict`` and ``functions`` work, ``draws`` raises. Everything is computed in
-    float64 on the CPU. The sites ``a``, ``b`` are those of :mod:`bayesdl.infinite.sites`.
+    float64 on the CPU. The sites ``a``, ``b`` are those of ``bayesdl.infinite.sites``.
 
     Attributes:
         x: training inputs in model units, ``[n, d]``.
@@ -84,7 +84,7 @@ class GPPosterior(Posterior):
         For a Gaussian target it is exact: ``mean = k^T (K + s^2)^-1 y``, epistemic variance
         ``k(x, x) - k^T (K + s^2)^-1 k``, aleatoric variance ``s^2``. For classes and for several targets it is a
         mixture over ``max_draws`` quasi-random draws of the latent functions: right for each row by itself, but not
-        for the dependence between rows, for which there is :meth:`functions`.
+        for the dependence between rows, for which there is ``functions``.
 
         Args:
             x: inputs ``[N, ...]`` in the data's units.
@@ -118,7 +118,7 @@ class GPPosterior(Posterior):
     def log_likelihood(self, x: Any, y: Any = None, *, max_draws: int = 1000, seed: int = 0) -> Tensor:
         """Return the log likelihood of every row under draws of its latent functions, ``[S, N]``, in raw units.
 
-        The draws are those of :meth:`predict`.
+        The draws are those of ``predict``.
         """
         batch = self.problem.inputs(x) if y is None else self.problem.labelled(x, y)
         name = self.problem.y_name or self.problem.target
@@ -205,7 +205,7 @@ class GPPosterior(Posterior):
     def restore(
         cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any], sites: list[dict[str, Any]]
     ) -> GPPosterior:
-        """Rebuild what ``tensors`` wrote; a kernel that is code comes back through :meth:`with_kernel`."""
+        """Rebuild what ``tensors`` wrote; a kernel that is code comes back through ``with_kernel``."""
         whole = cls(problem, None, None, tensors["x"], tensors["a"], tensors["b"], info["noise"], info)
         whole._state = {name: value for name, value in tensors.items() if "/" in name}
         if info["structure"] is None:

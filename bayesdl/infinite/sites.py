@@ -74,7 +74,7 @@ def moments(cross: Tensor, diagonal: Tensor, factors: Factors) -> tuple[Tensor, 
     Args:
         cross: ``[n, N]`` covariances of the training rows with the new ones.
         diagonal: ``[N]`` prior variances of the new rows.
-        factors: from :func:`condition`.
+        factors: from ``condition``.
     """
     reduction = whitened(cross, factors).square().sum(-2)
     return mean_at(cross, factors), (diagonal - reduction).clamp(min=0)
@@ -86,7 +86,7 @@ def log_normaliser(mean: Tensor, a: Tensor, factors: Factors) -> Tensor:
     Args:
         mean: ``[C, n]`` posterior mean of g at the training rows.
         a: ``[C, n]``.
-        factors: from :func:`condition`.
+        factors: from ``condition``.
     """
     log_det = factors.cholesky.diagonal(dim1=-2, dim2=-1).log().sum()
     return 0.5 * (a * mean).sum() - log_det

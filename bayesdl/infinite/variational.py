@@ -176,7 +176,7 @@ class SiteUpdates(Engine):
 
 
 class Bound:
-    """The evidence bound, maximised over the sites, as a function of the hyperparameters: for :class:`Maximise`.
+    """The evidence bound, maximised over the sites, as a function of the hyperparameters: for ``Maximise``.
 
     At the best sites the bound's derivative with respect to them is zero, so the gradient is the partial one.
     """

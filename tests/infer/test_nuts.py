@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,20 @@ from torch import Tensor
 from bayesdl._rng import generator
 from bayesdl.data import Dataset
 from bayesdl.errors import Divergence, MethodError
+from bayesdl.infer.checkpoint import Checkpoint
 from bayesdl.infer.hamiltonian import Point, evaluate
 from bayesdl.infer.hamiltonian_engine import HamiltonianEngine
 from bayesdl.infer.hmc import HMC
 from bayesdl.infer.nuts import NUTS, STATISTICS
 from bayesdl.infer.nuts_tree import nuts_transition
+from bayesdl.infer.sgld import SGLD
 from bayesdl.models import mlp
 from bayesdl.posterior.convergence import rhat
 from tests.infer.targets import Target, banana, copied, correlated, funnel, moments, normal, run, standard_errors
 from tests.oracles.nuts_recursive import Recursive
 
 TARGETS = {"correlated": correlated, "funnel": funnel, "banana": banana}
+SHORT_SGLD = SGLD(chains=2, warmup=25, draws=10, thin=2, batch_size=5)
 SHORT = NUTS(chains=64, warmup=150, draws=150)
 # The arms of the banana are six times stiffer than its middle: at an acceptance of 0.8 chains stick there.
 SETTINGS = {"correlated": SHORT, "funnel": SHORT, "banana": replace(SHORT, target_accept=0.95, draws=300)}
@@ -217,7 +222,7 @@ def rows() -> tuple[Tensor, Tensor]:
     return x, 0.7 - 1.1 * x[:, 0] + 0.5 * torch.randn(12, dtype=torch.float64, generator=generator(0, "y"))
 
 
-@pytest.mark.parametrize("method", [NUTS(chains=16, warmup=150, draws=150), HMC(chains=16, warmup=150, draws=150)])
+@pytest.mark.parametrize("method", [NUTS(chains=16, warmup=100, draws=100), HMC(chains=16, warmup=100, draws=100)])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_conjugate_regression_is_exact(method: NUTS | HMC, temperature: float) -> None:
     x, y = rows()
@@ -248,6 +253,22 @@ def test_a_fit_that_is_stopped_returns_its_draws_or_says_that_there_are_none() -
     assert {name: tuple(value.shape) for name, value in posterior.stats.items()} == dict.fromkeys(STATISTICS, (2, 4))  # type: ignore[attr-defined]  # as above
     with pytest.raises(MethodError, match="first draw"):
         method.fit(line, rows(), progress=False, callback=lambda state: state["step"] == 3)
+
+
+@pytest.mark.parametrize(
+    "method", [NUTS(chains=2, warmup=25, draws=10), HMC(chains=2, warmup=25, draws=10), SHORT_SGLD]
+)
+@pytest.mark.parametrize("pause", [7, 25, 31])
+def test_a_fit_resumes_from_its_file_bit_for_bit(method: Any, pause: int, tmp_path: Path) -> None:
+    whole = method.fit(line, rows(), progress=False)
+    file = Checkpoint(tmp_path / "run", every=3)
+    with suppress(MethodError):  # there is no posterior yet when it stops in warm-up
+        method.fit(line, rows(), progress=False, checkpoint=file, callback=lambda state: state["step"] == pause)
+    resumed = method.fit(line, rows(), progress=False, checkpoint=file)
+    assert torch.equal(resumed.z, whole.z)
+    assert all(torch.equal(resumed.stats[name], whole.stats[name]) for name in whole.stats)
+    assert resumed.info["gradients"] == whole.info["gradients"]
+    assert 0 < resumed.info["gradients_here"] < whole.info["gradients"]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def optimum_elbo(linear: Any) -> float:
 def test_optimum_has_the_exact_mean_and_the_inverse_diagonal_precision(
     linear: Any, settings: dict[str, Any], mean_tolerance: float, sd_tolerance: float
 ) -> None:
-    posterior = MeanFieldVI(steps=2000, **settings).fit(linear.model, linear.data)
+    posterior = MeanFieldVI(steps=1200, **settings).fit(linear.model, linear.data)
     mean, precision = linear.posterior(settings.get("temperature", 1.0), settings.get("likelihood_temperature", 1.0))
     sd = precision.diag().rsqrt()
     marginal = torch.linalg.inv(precision).diag().sqrt()
@@ -47,7 +47,7 @@ def test_optimum_has_the_exact_mean_and_the_inverse_diagonal_precision(
 
 
 def test_elbo_is_the_evidence_less_the_known_gap(linear: Any) -> None:
-    posterior = MeanFieldVI().fit(linear.model, linear.data)
+    posterior = MeanFieldVI(steps=1500).fit(linear.model, linear.data)
     error = posterior.info["elbo_error"]
     assert abs(posterior.info["elbo"] - optimum_elbo(linear)) < 4 * error
     assert posterior.info["elbo"] + 4 * error < linear.log_evidence()
@@ -60,7 +60,7 @@ def test_elbo_is_the_evidence_less_the_known_gap(linear: Any) -> None:
 
 
 def test_elbo_equals_the_evidence_where_the_family_holds_the_posterior(orthogonal: Any) -> None:
-    posterior = MeanFieldVI().fit(orthogonal.model, orthogonal.data)
+    posterior = MeanFieldVI(steps=1500).fit(orthogonal.model, orthogonal.data)
     # The control variate takes all noise out of a target whose coordinates are independent Gaussians.
     assert posterior.info["elbo"] == pytest.approx(orthogonal.log_evidence(), abs=1e-6)
     assert posterior.info["elbo_error"] < 1e-6
@@ -74,7 +74,7 @@ def test_prior_that_is_not_gaussian_and_a_temperature_on_a_constrained_site(temp
     def model() -> None:
         pyro.sample("s", dist.HalfNormal(torch.tensor(1.0, dtype=torch.float64)))
 
-    posterior = MeanFieldVI(steps=2000, samples=32, temperature=temperature).fit(model, {})
+    posterior = MeanFieldVI(steps=1200, samples=16, temperature=temperature).fit(model, {})
     # The log density of u = log s is u - exp(2 u) / (2 T) + c. The ELBO m - exp(2 m + 2 v) / (2 T) + log(v) / 2 has its
     # optimum at v = 1/2, 2 m + 2 v = log T. Were the Jacobian u tempered too, T would not move the mean so.
     assert float(posterior.sd[0]) == pytest.approx(math.sqrt(0.5), rel=0.03)
@@ -88,7 +88,7 @@ def test_parameters_without_a_prior_get_a_point(linear: Any) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(x @ w, sigma), obs=y)
 
-    posterior = MeanFieldVI().fit(model, linear.data)
+    posterior = MeanFieldVI(steps=1500).fit(model, linear.data)
     place = {site.name: slice(site.start, site.stop) for site in posterior.problem.density.sites}
     assert float(posterior.sd[place["sigma"]]) == 0.0
     w, sd = posterior.mean[place["w"]], posterior.sd[place["w"]]
@@ -156,7 +156,7 @@ def test_trace_and_its_error(linear: Any) -> None:
 
 
 def test_learnt_prior_is_the_fit_on_its_rows_and_is_updated_with_the_rest(orthogonal: Any) -> None:
-    posterior = MeanFieldVI().fit(orthogonal.model, orthogonal.data, prior_rows=0.5, seed=4)
+    posterior = MeanFieldVI(steps=1500).fit(orthogonal.model, orthogonal.data, prior_rows=0.5, seed=4)
     problem = posterior.problem
     early = problem.rows.isin(problem.prior_rows)
     assert int(early.sum()) == 50
