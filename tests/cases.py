@@ -51,8 +51,8 @@ METHODS: dict[str, MethodCase] = {
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
     "MeanFieldVI": MethodCase({"steps": 60}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
-    "HMC": MethodCase({"chains": 2, "warmup": 20, "draws": 20, "trajectory_length": 1.0}),
-    "NUTS": MethodCase({"chains": 2, "warmup": 20, "draws": 20, "max_depth": 5}),
+    "HMC": MethodCase({"chains": 2, "warmup": 40, "draws": 15, "leapfrog_steps": 4}),
+    "NUTS": MethodCase({"chains": 2, "warmup": 20, "draws": 15, "max_depth": 4}),
     "NNGP": MethodCase({"steps": 20}, random=False, weights=False),
     "GP": MethodCase({"steps": 20}, random=False, weights=False),
 }
@@ -68,7 +68,10 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
         "SGLD",
         MethodCase({"chains": 2, "warmup": 10, "draws": 15, "thin": 2, "step_size": 0.01, "temperature": 2.0}),
     ),
-    "HMC-fixed-step": ("HMC", MethodCase({"chains": 3, "warmup": 5, "draws": 15, "step_size": 0.05})),
+    "HMC-fixed-step": (
+        "HMC",
+        MethodCase({"chains": 3, "warmup": 5, "draws": 15, "step_size": 0.05, "leapfrog_steps": 3}),
+    ),
 }
 """Other settings that change an engine's state, for the checks of reproducibility and resume."""
 
@@ -83,13 +86,16 @@ def _inputs(n: int, seed: int) -> tuple[Tensor, torch.Generator]:
 
 @cache
 def dataset(kind: str) -> bdl.Dataset:
-    """A small Dataset in raw units: "regression", "binary" or "classes"."""
-    x, stream = _inputs(24, 1)
+    """A small Dataset in raw units: "regression", "binary" or "classes".
+
+    32 rows of multiples of 1/8: their means are exact, and so is whatever is done to the units by powers of two.
+    """
+    x, stream = _inputs(32, 1)
     f = x[:, 0] + torch.sin(2 * x[:, 1])
     noise = torch.randn(len(x), generator=stream, dtype=DOUBLE)
-    raw = x * torch.tensor([3.0, 0.2, 50.0], dtype=DOUBLE) + torch.tensor([10.0, 0.0, -200.0], dtype=DOUBLE)
+    raw = (8 * (x * torch.tensor([3.0, 0.5, 50.0]) + torch.tensor([10.0, 0.0, -200.0]))).round() / 8
     if kind == "regression":
-        return bdl.Dataset.from_arrays(raw, 150.0 + 40.0 * f + 8.0 * noise, name=kind)
+        return bdl.Dataset.from_arrays(raw, (150 + 40 * f + 8 * noise).round(), name=kind)
     score = f + 0.3 * noise
     if kind == "binary":
         return bdl.Dataset.from_arrays(raw, np.where(score.numpy() > 0, "yes", "no"), name=kind)
@@ -128,7 +134,9 @@ class Conjugate:
     def network(self) -> bdl.BayesianNetwork:
         """The same model as a network without hidden layers."""
         net = nn.Linear(3, 1, bias=False).double()
-        return bdl.BayesianNetwork(net, bdl.priors.Normal(self.prior), bdl.likelihoods.Gaussian(noise=self.sigma))
+        return bdl.BayesianNetwork(
+            net, bdl.priors.Normal("fan_in", w_std=self.prior * 3**0.5), bdl.likelihoods.Gaussian(noise=self.sigma)
+        )
 
     def precision(self, temperature: float = 1.0) -> Tensor:
         """Lambda / T of p(w | y)^(1/T), ``[3, 3]``."""
@@ -545,7 +553,7 @@ BAD_DATA: dict[str, Bad] = {
     "fraction 1.5": Bad(lambda _: dataset("regression").holdout(1.5, 0), _DATA, ("1.5", "between 0 and 1")),
     "one side empty": Bad(lambda _: dataset("regression").holdout(0.001, 0), _DATA, ("one side empty",)),
     "no split": Bad(lambda _: dataset("regression").train, _DATA, ("no split", "holdout")),
-    "empty selection": Bad(lambda _: dataset("regression").subset(slice(0, 0)), _DATA, ("none of the 24 rows",)),
+    "empty selection": Bad(lambda _: dataset("regression").subset(slice(0, 0)), _DATA, ("none of the 32 rows",)),
     "synthetic without rows": Bad(lambda _: bdl.data.synthetic.two_moons(0), _DATA, ("two_moons", "at least 2")),
     "not a pair": Bad(_fit(_small, torch.ones(3)), _DATA, ("Dataset", "pair (x, y)", "Tensor")),
     "NaN in a pair": Bad(_fit(lambda: program, _pair([1.0, _NAN, 1.0, 1.0])), _DATA, ("y holds 1", "NaN")),
@@ -801,7 +809,7 @@ BAD_PREDICTIONS: dict[str, Bad] = {
         lambda _: bdl.fit(_small(), _pair(), bdl.GP(steps=1)).draws(2), _METHOD, ("functions(x, n)",)
     ),
     "targets of another length": Bad(
-        lambda _: fitted().log_likelihood(_XS, dataset("regression").y[:5]), _DATA, ("24 rows", "y has 5")
+        lambda _: fitted().log_likelihood(_XS, dataset("regression").y[:5]), _DATA, ("32 rows", "y has 5")
     ),
     "label beyond the classes": Bad(
         lambda _: fitted("classes").log_likelihood(_XS[:1], torch.tensor([3])), _DATA, ("Label 3", "3 outputs")
@@ -811,15 +819,15 @@ BAD_PREDICTIONS: dict[str, Bad] = {
     "probabilities of a number": Bad(lambda _: fitted().predict(_XS).probs, _MODEL, ("classes", "real")),
     "quantile of classes": Bad(lambda _: fitted("classes").predict(_XS).quantile(0.5), _MODEL, ("ordered", "probs")),
     "no samples": Bad(lambda _: fitted().predict(_XS).sample(0), _DATA, ("n=0",)),
-    "no such row": Bad(lambda _: fitted().predict(_XS)[99], _DATA, ("24",)),
+    "no such row": Bad(lambda _: fitted().predict(_XS)[99], _DATA, ("32",)),
     "prior predictive of nothing": Bad(
         lambda _: bdl.prior_predictive(_small(), _pair(), 0), _METHOD, ("n=0", "at least 1")
     ),
     "R-hat of a mode": Bad(lambda _: fitted().diagnostics(), _DATA, ("draws", "chain")),
-    "scores of other rows": Bad(_evaluate([1.0, 2.0]), _DATA, ("(2,)", "24 rows")),
-    "scores of NaN": Bad(_evaluate([_NAN] * 24), _DATA, ("y holds 24", "NaN")),
-    "scores of unknown labels": Bad(_evaluate([7] * 24, "classes"), _DATA, ("out of range", "row 0", "7")),
-    "scores of text": Bad(_evaluate(["high"] * 24, "classes"), _DATA, ("text",)),
+    "scores of other rows": Bad(_evaluate([1.0, 2.0]), _DATA, ("(2,)", "32 rows")),
+    "scores of NaN": Bad(_evaluate([_NAN] * 32), _DATA, ("y holds 32", "NaN")),
+    "scores of unknown labels": Bad(_evaluate([7] * 32, "classes"), _DATA, ("out of range", "row 0", "7")),
+    "scores of text": Bad(_evaluate(["high"] * 32, "classes"), _DATA, ("text",)),
 }
 
 BAD_FILES: dict[str, Bad] = {
@@ -881,30 +889,30 @@ BAD_FILES: dict[str, Bad] = {
 }
 
 BAD_CERTIFICATES: dict[str, Bad] = {
-    "fitted rows without a density": Bad(_certify(), errors.CertificateError, ("24", "held out", "prior_rows")),
+    "fitted rows without a density": Bad(_certify(), errors.CertificateError, ("32", "held out", "prior_rows")),
     "delta of 0": Bad(_certify(delta=0.0), errors.CertificateError, ("delta", "0")),
     "delta of 1.5": Bad(_certify(delta=1.5), errors.CertificateError, ("delta", "1.5")),
     "delta NaN": Bad(_certify(delta=_NAN), errors.CertificateError, ("delta", "NaN")),
     "no certificate draws": Bad(_certify(draws=0), errors.CertificateError, ("draws", "0")),
     "unknown bound": Bad(_certify(bound="catoni"), errors.CertificateError, ("'catoni'", "'kl'")),
     "no candidates": Bad(lambda _: bdl.certify([], dataset("regression")), errors.CertificateError, ("candidates",)),
-    "hold-out on fitted rows": Bad(_certify(bound="holdout"), errors.CertificateError, ("24", "has not seen")),
+    "hold-out on fitted rows": Bad(_certify(bound="holdout"), errors.CertificateError, ("32", "has not seen")),
     "rows twice": Bad(
         lambda _: bdl.certify(fitted(), bdl.Dataset.concat([dataset("regression")] * 2)),
         errors.CertificateError,
-        ("24 rows", "more than once"),
+        ("32 rows", "more than once"),
     ),
     "prior that saw the rows": Bad(
         lambda _: bdl.certify(fitted("binary", 0.5), _prior_rows("binary"), draws=10),
         errors.DataDependentPrior,
-        ("12 rows", "prior"),
+        ("16 rows", "prior"),
     ),
     "scaler that saw the rows": Bad(
         lambda _: bdl.certify(
             bdl.fit(network("binary"), dataset("binary"), bdl.MeanFieldVI(steps=2)), dataset("binary")
         ),
         errors.DataDependentPrior,
-        ("24", "scaler"),
+        ("32", "scaler"),
     ),
     "other classes": Bad(
         lambda _: bdl.certify(fitted("binary"), dataset("classes")), errors.CertificateError, ("yes", "middle")

@@ -34,6 +34,7 @@ class Subject:
     name: str
     case: MethodCase
     fits: dict[Any, bdl.Posterior] = field(default_factory=dict)
+    steps: dict[Any, int] = field(default_factory=dict)
 
     def method(self, **more: Any) -> Any:
         """The method with its quick settings and others."""
@@ -44,8 +45,13 @@ class Subject:
         key = (kind, *options.items())
         if fresh or key not in self.fits:
             quiet = io.StringIO()
+            self.steps[key] = 0
+
+            def count(state: dict[str, Any]) -> None:
+                self.steps[key] = state["step"]
+
             with untouched(), redirect_stdout(quiet), redirect_stderr(quiet):
-                posterior = bdl.fit(network(kind), dataset(kind), self.method(), **options)
+                posterior = bdl.fit(network(kind), dataset(kind), self.method(), callback=count, **options)
             assert quiet.getvalue() == "", "a fit whose output nobody watches prints nothing"
             if fresh:
                 return posterior
@@ -86,19 +92,19 @@ def the_seed_decides_everything(subject: Subject, folder: Path) -> None:
 @check
 def a_stopped_fit_resumes_bit_for_bit(subject: Subject, folder: Path) -> None:
     whole = subject.fit()
-    steps: list[int] = []
     data, model = dataset("regression"), network("regression")
-    bdl.fit(model, data, subject.method(), callback=lambda state: steps.append(state["step"]))
-    for stop in {max(1, len(steps) // 4), max(1, 3 * len(steps) // 4)}:
-        checkpoint = bdl.Checkpoint(folder / f"run{stop}", every=7)
+    checkpoint = bdl.Checkpoint(folder / "run", every=7)
+    total = subject.steps[("regression",)]
+    for stop in {max(1, total // 4), max(1, 3 * total // 4)}:
         try:
             bdl.fit(model, data, subject.method(), checkpoint=checkpoint, callback=lambda s, k=stop: s["step"] == k)
         except bdl.errors.MethodError as error:
             assert "before" in str(error), "only a method that warms up has nothing to return yet"  # noqa: PT017
-        resumed = bdl.fit(model, data, subject.method(), checkpoint=checkpoint)
-        assert_equal(resumed.tensors(), whole.tensors())
-        # Each process looks at the density once per stage, to recognise the run.
-        assert 0 <= resumed.info["gradients"] - whole.info["gradients"] <= 4
+    resumed = bdl.fit(model, data, subject.method(), checkpoint=checkpoint)
+    assert_equal(resumed.tensors(), whole.tensors())
+    if whole.info["gradients"]:
+        # Each process looks at the density once per stage, to recognise the run; nothing else is done twice.
+        assert 0 < resumed.info["gradients"] - whole.info["gradients"] <= 6
         assert resumed.info["gradients_here"] < resumed.info["gradients"]
 
 
@@ -246,20 +252,21 @@ def one_row_is_enough_to_fit(subject: Subject, folder: Path) -> None:
 
 @check
 def predictions_are_in_raw_units(subject: Subject, folder: Path) -> None:
-    data = dataset("regression")
-    plain = subject.fit()
-    other = bdl.Dataset.from_arrays(data.x / 4 + 3, 1000 + 16 * data.y, name="other units")
+    data, plain = dataset("regression"), subject.fit()
+    # Steps of powers of two change no digit of the standardised numbers, so the fits are the same bit for bit.
+    other = bdl.Dataset.from_arrays(data.x / 4 + 3, 1024 + 16 * data.y, name="other units")
     moved = bdl.fit(network("regression"), other, subject.method())
-    left, right = plain.predict(data.x), moved.predict(other.x)
     assert plain.units == moved.units == "scaled"
-    torch.testing.assert_close(right.mean, 1000 + 16 * left.mean, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(right.epistemic, 256 * left.epistemic, rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(right.aleatoric, 256 * left.aleatoric, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(right.log_prob(other.y), left.log_prob(data.y) - np.log(16.0), rtol=1e-5, atol=1e-5)
-    scaled = data.standardised()
-    pair = bdl.fit(network("regression"), (scaled.x, scaled.y), subject.method())
-    assert pair.units == "raw"
-    torch.testing.assert_close(float(pair.predict(scaled.x).mean.mean()), 0.0, rtol=0, atol=0.5)
+    left, right = plain.predict(data.x), moved.predict(other.x)
+    torch.testing.assert_close(right.mean, 1024 + 16 * left.mean)
+    torch.testing.assert_close(right.epistemic, 256 * left.epistemic)
+    torch.testing.assert_close(right.aleatoric, 256 * left.aleatoric)
+    torch.testing.assert_close(right.quantile(0.9), 1024 + 16 * left.quantile(0.9))
+    torch.testing.assert_close(right.log_prob(other.y), left.log_prob(data.y) - np.log(16))
+    torch.testing.assert_close(
+        moved.log_likelihood(other.x, other.y), plain.log_likelihood(data.x, data.y) - np.log(16)
+    )
+    assert float(right.mean.mean()) == pytest.approx(float(other.y.mean()), abs=2 * float(other.y.std()))
 
 
 # -- settings --------------------------------------------------------------------------------------------------------

@@ -84,3 +84,10 @@ def test_fit_without_a_method_takes_the_documented_default(monkeypatch):
     monkeypatch.setitem(_registry.METHODS, "MeanFieldVI", f"{__name__}:unused")
     monkeypatch.setattr(bdl, "resolve", lambda name: Recorder if name == "MeanFieldVI" else None)
     assert bdl.fit("model", "data", seed=3) == ("model", "data", {"seed": 3})
+
+
+def test_describe_forecasts_every_method_unless_told():
+    data = bdl.data.synthetic.sine_line(20, seed=0)
+    model = bdl.models.mlp(data, hidden=(2,))
+    assert set(bdl.describe(model, data).forecasts) == set(_registry.METHODS)
+    assert set(bdl.describe(model, data, [bdl.MAP()]).forecasts) == {"MAP"}

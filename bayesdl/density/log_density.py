@@ -135,6 +135,12 @@ class LogDensity:
             return None
         return self._gaussian.mean, 1.0 / self._gaussian.precision.sqrt()
 
+    @property
+    def prior_scale(self) -> Tensor:
+        """``[D]``: the prior's sd where it is an independent Gaussian over z, 1 elsewhere."""
+        precision = self._gaussian.precision
+        return torch.where(precision > 0, precision, torch.ones_like(precision)).rsqrt()
+
     def with_gaussian_prior(self, mean: Tensor, sd: Tensor) -> LogDensity:
         """The same likelihood under the prior N(mean, diag sd^2) over z (learnt on other rows, say).
 

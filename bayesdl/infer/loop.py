@@ -55,12 +55,27 @@ class Engine(Protocol):
 
 @dataclass
 class Tally:
-    """What a fit has evaluated and how it ended, summed over its stages."""
+    """What a fit has evaluated and how it ended, over all its stages, one inside another or one after another."""
 
-    gradients: int = 0  # chain-gradients over all processes that worked on this run
-    gradients_here: int = 0  # chain-gradients of this process
     interrupted: bool = False  # by Ctrl-C
     stopped: bool = False  # by the callback
+    earlier: int = 0  # chain-gradients of the processes before this one, as read from checkpoints
+    counters: list[tuple[LogDensity, int]] = field(default_factory=list)  # densities, and their counts when first seen
+
+    def watch(self, density: LogDensity) -> None:
+        """Count what a density evaluates from now on."""
+        if all(known is not density for known, _ in self.counters):
+            self.counters.append((density, density.gradients))
+
+    @property
+    def gradients_here(self) -> int:
+        """Chain-gradients of this process."""
+        return sum(density.gradients - first for density, first in self.counters)
+
+    @property
+    def gradients(self) -> int:
+        """Chain-gradients of all processes that worked on this fit."""
+        return self.earlier + self.gradients_here
 
 
 @dataclass
@@ -113,13 +128,15 @@ class Run:
             ResumeMismatch: the checkpoint belongs to another run.
             FileError: the checkpoint is damaged.
         """
-        here = density.gradients
+        self.tally.watch(density)
+        before = self.tally.gradients
         fingerprint = self.fingerprint(density) if self.checkpoint else {}
         state = self.checkpoint.load(fingerprint) if self.checkpoint else None
-        earlier = state["gradients"] if state else 0
         if state is None:
             state = engine.init() | {"step": 0}
-        state["gradients"] = earlier + density.gradients - here
+        else:
+            self.tally.earlier += state["gradients"]
+        state["gradients"] = self.tally.gradients - before
         saved = -1
         bar = Bar(engine.label, engine.total, self.progress)
         # State and generator positions change in one assignment, so that an interrupt can fall nowhere in between.
@@ -132,7 +149,7 @@ class Run:
             while not (engine.done(kept[0]) or self.tally.interrupted or self.tally.stopped):
                 new = engine.step(kept[0])
                 new["step"] = kept[0]["step"] + 1
-                new["gradients"] = earlier + density.gradients - here
+                new["gradients"] = self.tally.gradients - before
                 kept = new, _positions(new)
                 if self.checkpoint and new["step"] % self.checkpoint.every == 0:
                     self.checkpoint.save(new, fingerprint)
@@ -149,8 +166,6 @@ class Run:
         state = kept[0]
         if self.checkpoint and saved != state["step"]:
             self.checkpoint.save(state, fingerprint)
-        self.tally.gradients += state["gradients"]
-        self.tally.gradients_here += density.gradients - here
         if self.tally.interrupted:
             message = f"{engine.label} was interrupted at step {state['step']} of {engine.total}"
             where = f"; {self.checkpoint.file} holds the state to resume from" if self.checkpoint else ""

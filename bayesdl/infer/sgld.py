@@ -52,8 +52,10 @@ def sgld_step(z: Tensor, gradient: Tensor, noise: Tensor, step_size: float) -> T
 class SGLD(Method):
     """Langevin dynamics with full or mini-batch gradients and no accept step.
 
-    Each step adds half the step size times the gradient of the log density, and noise whose variance is the step size.
-    The stationary law is biased by O(step_size): along a direction of curvature a its variance is
+    It moves in coordinates divided by the prior's standard deviations (where the prior is Gaussian), a constant
+    preconditioner that leaves the stationary law as it is: a network's layers come to one scale. Each step adds half the
+    step size times the gradient of the log density, and noise whose variance is the step size. The stationary law is
+    biased by O(step_size): along a direction of curvature a its variance is
     ``(1/a) (1 + step_size V/4) / (1 - step_size a/4)``, with V the gradient's variance over independent mini-batches.
 
     Mini-batches are drawn **without replacement** within an epoch, for each chain its own: their errors cancel over the
@@ -76,7 +78,8 @@ class SGLD(Method):
         warmup: steps per chain before the first draw.
         draws: states per chain that are kept.
         thin: steps per kept draw.
-        step_size: a number, a Schedule (of the step number, warm-up included), or None.
+        step_size: a number, a Schedule (of the step number, warm-up included), or None; in units of the prior's
+            variance.
         batch_size: rows in a mini-batch; None takes all rows.
     """
 
@@ -113,9 +116,9 @@ class SGLD(Method):
 class SGLDEngine(Engine):
     """Steps of all chains; their states at equal distances of Langevin time are the draws.
 
-    State: z ``[C, D]``; step_size; curvature, from which the default is made; anchor ``[C, D]`` and rescues, for going
-    back; draws ``[C, S, D]`` and statistics ``[2, C, S]``, the record; noise and probe, two generators; order.*, the
-    data order.
+    State: z ``[C, D]``, in units of the prior's sd; step_size; curvature, from which the default is made; anchor
+    ``[C, D]`` and rescues, for going back; draws ``[C, S, D]`` and statistics ``[2, C, S]``, the record; noise and
+    probe, two generators; order.*, the data order.
     """
 
     method: SGLD
@@ -131,6 +134,7 @@ class SGLDEngine(Engine):
         """Derive the schedule, the data order, and which steps are recorded."""
         method = self.method
         self.label, self.total = method.name, method.warmup + method.draws * method.thin
+        self.unit = self.problem.density.prior_scale
         self.order = DataOrder(self.problem, method.batch_size, method.chains, self.seed)
         self.schedule = None if method.step_size is None else as_schedule(method.step_size)
         looks = [FIRST_LOOK << k for k in range(64) if FIRST_LOOK << k < method.warmup]
@@ -147,9 +151,10 @@ class SGLDEngine(Engine):
     def init(self) -> State:
         """The start, an empty record, fresh generators; the first step sets the default step size."""
         chains, dim = self.begin.shape
+        begin = self.begin / self.unit
         return {
-            "z": self.begin,
-            "anchor": self.begin,
+            "z": begin,
+            "anchor": begin,
             "step_size": math.nan if self.schedule is None else self.schedule(0),
             "curvature": 0.0,
             "rescues": 0,
@@ -174,7 +179,7 @@ class SGLDEngine(Engine):
         if self.schedule is not None:
             new["step_size"] = self.schedule(step)
         if last > first:
-            new["draws"][:, first:last] = state["z"][:, None]
+            new["draws"][:, first:last] = (state["z"] * self.unit)[:, None]
             new["statistics"][0, :, first:last] = value[:, None]
             new["statistics"][1, :, first:last] = new["step_size"]
         z = state["z"]
@@ -191,10 +196,13 @@ class SGLDEngine(Engine):
         """The log density on the next mini-batches; the data order in ``state`` moves on."""
         rows, moved = self.order.next(state)
         state.update(moved)
-        if rows is None:
-            return self.problem.density.value_and_grad
-        batch = self.problem.minibatch(rows)
-        return lambda z: self.problem.density.value_and_grad(z, batch, per_chain=True)
+        batch = None if rows is None else self.problem.minibatch(rows)
+
+        def gradient_of(u: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = self.problem.density.value_and_grad(u * self.unit, batch, per_chain=batch is not None)
+            return value, gradient * self.unit
+
+        return gradient_of
 
     def _look(self, state: State, gradient_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         z = state["z"]

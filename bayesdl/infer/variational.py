@@ -49,7 +49,7 @@ class MeanFieldVI(Method):
         samples: draws of z for one gradient.
         learning_rate: of Adam, in units of the unconstrained coordinates and of log sd; a number starts a cosine to
             zero, a Schedule is taken as it is.
-        initial_scale: sd at the start, relative to the prior's where that is Gaussian, absolute otherwise.
+        initial_scale: sd at the start, relative to the prior's at the coordinates where that is Gaussian.
     """
 
     name: ClassVar[str] = "MeanFieldVI"
@@ -105,9 +105,7 @@ class MeanFieldVI(Method):
     def _start(self, problem: Problem, run: Run) -> Tensor:
         """Mean at a mode, or as ``init`` says; small sd, so that the first gradients are those of training."""
         mean = start(problem, run, 1, default="map", batch_size=self.batch_size)[0]
-        prior = problem.density.gaussian_prior()
-        scale = torch.ones_like(mean) if prior is None else prior[1]
-        return torch.stack([mean, (self.initial_scale * scale).log()])
+        return torch.stack([mean, (self.initial_scale * problem.density.prior_scale).log()])
 
     def approximate(
         self, problem: Problem, run: Run, begin: Callable[[], Tensor]

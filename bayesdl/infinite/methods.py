@@ -185,7 +185,7 @@ class NNGP(_GaussianProcess):
         return reason
 
     def _prior(self, problem: Problem) -> tuple[Kernel, Module]:
-        return NNGPKernel(self._layers(problem.model), dtype=torch.float64), gpytorch.means.ZeroMean()
+        return NNGPKernel(self._layers(problem.model), dtype=torch.float64).double(), gpytorch.means.ZeroMean()
 
     def _layers(self, model: Any) -> tuple[Layer, ...]:
         return from_module(model, w_std=self.w_std, b_std=self.b_std)

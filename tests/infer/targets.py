@@ -21,8 +21,13 @@ class Target:
     dim: int
     spread: float = 1.0
     gradients: int = 0
+    unit: Tensor | None = None
     dtype = torch.float64
     n = 1
+
+    @property
+    def prior_scale(self) -> Tensor:
+        return torch.ones(self.dim, dtype=self.dtype) if self.unit is None else self.unit
 
     def value_and_grad(self, z: Tensor, batch: Any = None, *, per_chain: bool = False) -> tuple[Tensor, Tensor]:
         self.gradients += len(z)

@@ -267,7 +267,8 @@ def test_a_fit_resumes_from_its_file_bit_for_bit(method: Any, pause: int, tmp_pa
     resumed = method.fit(line, rows(), progress=False, checkpoint=file)
     assert torch.equal(resumed.z, whole.z)
     assert all(torch.equal(resumed.stats[name], whole.stats[name]) for name in whole.stats)
-    assert resumed.info["gradients"] == whole.info["gradients"]
+    # a checkpointed run may probe the density once a process
+    assert 0 <= resumed.info["gradients"] - whole.info["gradients"] <= 2
     assert 0 < resumed.info["gradients_here"] < whole.info["gradients"]
 
 
@@ -278,3 +279,17 @@ def test_a_small_network_mixes_in_function_space_from_prior_draws() -> None:
     data = Dataset.from_arrays(x, y)
     posterior = NUTS(chains=4, warmup=150, draws=100).fit(mlp(data, hidden=(5,)), data, seed=0, progress=False)
     assert float(rhat(posterior.function_draws(x)).max()) < 1.05  # type: ignore[attr-defined]  # as above
+
+
+@pytest.mark.parametrize("method", [NUTS(chains=1, warmup=30, draws=5), HMC(chains=1, warmup=30, draws=5), SHORT_SGLD])
+def test_float32_and_a_single_chain(method: Any) -> None:
+    def program(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.5).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w[0] + x[:, 0] * w[1], 0.5), obs=y)
+
+    x, y = rows()
+    posterior = replace(method, chains=1).fit(program, {"x": x.float(), "y": y.float()}, progress=False)
+    assert posterior.z.dtype == torch.float32
+    assert posterior.z.shape[0] == 1
+    assert torch.isfinite(posterior.z).all()

@@ -66,6 +66,16 @@ def test_the_engine_samples_that_variance() -> None:
     assert target.gradients == 32 * 500
 
 
+def test_steps_are_in_units_of_the_prior() -> None:
+    # N(0, s^2) seen in units of s is N(0, 1), whatever s: the bias is that of the step size there
+    scales = torch.tensor([1e-3, 1.0, 50.0], dtype=torch.float64)
+    target = normal(scales)
+    target.unit = scales
+    method = SGLD(chains=64, warmup=60, draws=100, thin=4, step_size=0.5)
+    state = run(engine(target, method, target.prior_draws(64) * scales))
+    assert abs(standard_errors((state["draws"] / scales).square().mean(2), 1.0 / (1.0 - 0.5 / 4.0))) < 4.0
+
+
 N, B, STEP = 100, 10, 1e-3
 
 

@@ -210,6 +210,10 @@ def test_resume_is_bit_for_bit(linear: Any, tmp_path: Any, prior_rows: float | N
     assert resumed.info["elbo"] == whole.info["elbo"]
     # Neither the mode at the start nor the prior is computed anew: one probe per stage, and the steps that were left.
     assert resumed.info["gradients_here"] == 8 * (120 - stop) + (1 if prior_rows is None else 2)
+    # In all: each stage once, the mode's 500 steps, and a probe of every file that was opened, here and before.
+    stages = 1 if prior_rows is None else 2
+    assert whole.info["gradients"] == 8 * 120 * stages + 500
+    assert resumed.info["gradients"] == whole.info["gradients"] + (stages + 1) + stages
 
 
 def test_average_is_that_of_the_last_quarter(linear: Any) -> None:
