@@ -55,6 +55,7 @@ MODULES: dict[str, str] = {
     "models": "bayesdl.models",
     "posterior": "bayesdl.posterior",
     "priors": "bayesdl.models.priors",
+    "schedules": "bayesdl.infer.schedules",
 }
 
 TABLE: Mapping[str, str] = ChainMap(METHODS, NAMES, MODULES)

@@ -19,6 +19,7 @@ import bayesdl as bdl
 from bayesdl.evaluate import predictive_bands, reliability_diagram
 
 HIDDEN = (16,)
+PRIOR = bdl.priors.Normal("fan_in", w_std=1.0, b_std=0.5)
 
 
 def methods(quick: bool) -> dict[str, bdl.Method]:
@@ -28,7 +29,7 @@ def methods(quick: bool) -> dict[str, bdl.Method]:
         "MAP": bdl.MAP(),
         "deep ensemble": bdl.DeepEnsemble(members=5),
         "mean-field VI": bdl.MeanFieldVI(),
-        "SGLD": bdl.SGLD(chains=4, warmup=5000 // short, draws=500 // short, thin=120),
+        "SGLD": bdl.SGLD(chains=4, warmup=5000 // short, draws=500 // short, thin=200 // short),
         "NUTS": bdl.NUTS(chains=4, warmup=300 // short, draws=250 // short),
         "NNGP": bdl.NNGP(),
     }
@@ -37,7 +38,7 @@ def methods(quick: bool) -> dict[str, bdl.Method]:
 def run(name: str, out: Path, quick: bool, progress: bool | None) -> bdl.Comparison:
     """Fit and evaluate all methods on one bundled data set, and save the posteriors."""
     data = bdl.data.load(name)
-    model = bdl.models.mlp(data, hidden=HIDDEN, activation="relu")
+    model = bdl.models.mlp(data, hidden=HIDDEN, activation="relu", prior=PRIOR)
     found = bdl.compare(model, data, methods(quick), seed=0, progress=progress)
     print(found)
     for label, posterior in found.posteriors.items():
@@ -48,7 +49,7 @@ def run(name: str, out: Path, quick: bool, progress: bool | None) -> bdl.Compari
 def certificates(comparison: bdl.Comparison, progress: bool | None) -> None:
     """Certify a variational classifier on half of its own training rows, and NUTS on the test rows."""
     data = bdl.data.load(comparison.name)
-    model = bdl.models.mlp(data, hidden=HIDDEN, activation="relu")
+    model = bdl.models.mlp(data, hidden=HIDDEN, activation="relu", prior=PRIOR)
     # Scaler and prior come from half of the rows; the bound counts errors on the other half only.
     posterior = bdl.fit(model, data.train, bdl.MeanFieldVI(), prior_rows=0.5, seed=0, progress=progress)
     print(bdl.certify(posterior, data.train, delta=0.05), "\n")
@@ -67,7 +68,7 @@ def reload(comparison: bdl.Comparison, out: Path) -> None:
 def picture_bands(out: Path, quick: bool, progress: bool | None) -> None:
     """All methods on a 1-D problem with a gap, side by side."""
     data = bdl.data.synthetic.regression_gap(60, seed=0)
-    model = bdl.models.mlp(data, hidden=(20,), activation="relu")
+    model = bdl.models.mlp(data, hidden=(20,), activation="relu", prior=PRIOR)
     x = torch.linspace(-4.5, 4.5, 181, dtype=torch.float64)[:, None]
     figure = Figure(figsize=(12, 6.4), dpi=150, layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey=True).flatten()

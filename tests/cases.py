@@ -184,7 +184,7 @@ def _global_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": repr((numpy_state["state"]["key"].tolist(), numpy_state["state"]["pos"], numpy_state["gauss"])),
         "torch": torch.random.get_rng_state().tolist(),
-        "param store": sorted(store.keys()),
+        "param store": {name: store[name].tolist() for name in store},
         "pyro validation": pyro.poutine.util.is_validation_enabled(),
         "torch validation": torch.distributions.Distribution._validate_args,
         "dtype": torch.get_default_dtype(),
@@ -196,11 +196,17 @@ def _global_state() -> dict[str, Any]:
 @contextmanager
 def untouched() -> Iterator[None]:
     """Check that a block leaves every global random state, Pyro's store and flags, and torch's settings alone."""
+    store = pyro.get_param_store()
+    # Under names that programs and networks use as well: neither may the store change, nor may it leak into a fit.
+    for name in ("b", "w", "0.weight", "noise"):
+        store[name] = torch.tensor([7.0, 8.0, 9.0])
     before = _global_state()
     try:
         yield
     finally:
         after = _global_state()
+        for name in list(store.keys()):
+            del store[name]
         changed = [name for name in before if before[name] != after[name]]
         assert not changed, f"changed: {changed}"
 
@@ -546,7 +552,11 @@ BAD_DATA: dict[str, Bad] = {
     "labels or counts": Bad(
         lambda _: ARRAYS(np.ones((30, 1)), np.arange(30) * 7), _DATA, ("task='classification'", "task='regression'")
     ),
-    "labels not from 0": Bad(_fit(_small, _pair([1, 2, 1, 2])), _DATA, ("1 to 2", "0..K-1", "from_arrays")),
+    "labels not from 0": Bad(
+        _fit(lambda: _small(bdl.likelihoods.Bernoulli()), _pair([1, 2, 1, 2])),
+        _DATA,
+        ("1 to 2", "0..K-1", "from_arrays"),
+    ),
     "misspelt set": Bad(
         lambda _: bdl.data.load("diabtes"), _DATA, ("'diabtes'", "Did you mean 'diabetes'", "read_csv")
     ),

@@ -10,6 +10,9 @@ from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# The checks of the contract battery stand in a module of their own; their assertions are to be explained as well.
+pytest.register_assert_rewrite("tests.contract")
+
 # No deadline, because a loaded machine is no bug; derandomised, because a suite should say the same thing twice.
 settings.register_profile("bayesdl", deadline=None, derandomize=True)
 settings.load_profile("bayesdl")

@@ -27,7 +27,7 @@ from tests.cases import conjugate
 from tests.load_worker import main as predict
 
 Job = dict[str, Any]
-"""folder, method, settings, every (steps between two checkpoints), and when to be killed: see ``Meter``."""
+"""folder, method, settings, options of ``fit``, every (steps between checkpoints), and when to die: see ``Meter``."""
 
 
 class Meter:
@@ -93,6 +93,7 @@ def fit(job: Job) -> None:
         seed=5,
         checkpoint=bdl.Checkpoint(folder / "run", every=job["every"]),
         callback=callback,
+        **job["options"],
     )
     posterior.save(folder / "posterior")
     write_json(folder / "info.json", {"info": posterior.info, "steps": steps})

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ def run() -> Iterator[Run]:
 class Plan:
     """A method, its checkpoints, and where its parts lie.
 
-    The first kill comes between two steps of the main engine: after the first checkpoint and in warm-up; or, where
-    there are none (None), while variational inference looks for its start.
+    The first kill comes between two steps of warm-up, after the first checkpoint; or, where there is no warm-up
+    (None), in the 500 steps of the search for the start.
     """
 
     method: str
@@ -56,17 +56,18 @@ class Plan:
     every: int
     first: tuple[int, int] | None
     last: tuple[int, int]  # steps between which the last kill comes
+    options: dict[str, Any] = field(default_factory=dict)
 
     def job(self, folder: Path, meter: str, **kill: int) -> dict[str, Any]:
         """What a process is told."""
         folder.mkdir(exist_ok=True)
-        common = {"method": self.method, "settings": self.settings, "every": self.every}
+        common = {"method": self.method, "settings": self.settings, "every": self.every, "options": self.options}
         return common | {"folder": str(folder), "meter": meter, **kill}
 
     def kills(self, steps: list[int]) -> list[dict[str, int]]:
         """Three random moments, given the gradients after every step."""
         moment = random.Random(self.method)
-        low, high = (self.every, steps[0] - 20) if self.first is None else (steps[k] for k in self.first)
+        low, high = (self.every, 480) if self.first is None else (steps[k] for k in self.first)
         return [
             {"kill_at_gradient": moment.randint(low, high)},
             {"kill_at_write": moment.randint(1, 2)},
@@ -78,6 +79,7 @@ PLANS = {
     "NUTS": Plan("NUTS", {"chains": 2, "warmup": 50, "draws": 50, "max_depth": 4}, 12, (15, 45), (75, 95)),
     "SGLD": Plan("SGLD", {"chains": 2, "warmup": 150, "draws": 50, "thin": 4}, 25, (30, 120), (230, 330)),
     "MeanFieldVI": Plan("MeanFieldVI", {"steps": 300}, 40, None, (180, 280)),
+    "learnt prior": Plan("MeanFieldVI", {"steps": 200}, 40, None, (90, 190), {"prior_rows": 0.5}),
 }
 
 

@@ -13,7 +13,7 @@ from bayesdl.infer import method as check
 from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR, Point, ValueAndGrad, acceptance, kinetic, leapfrog
 from bayesdl.infer.hamiltonian_engine import HamiltonianEngine, Statistics, begin, sample
 from bayesdl.infer.loop import Run
-from bayesdl.infer.method import Method
+from bayesdl.infer.method import ASSUMED_LEAPFROGS, Method, Work
 from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem
 
@@ -115,6 +115,13 @@ class HMC(Method):
             check.positive(self.name, step_size=self.step_size)
         if not 0 <= self.jitter < 1:
             raise MethodError(f"{self.name}(jitter={self.jitter!r}): jitter must be at least 0 and below 1.")
+
+    def work(self, problem: Problem) -> Work:
+        """Leapfrog steps, as many as the step size will ask for."""
+        steps = ASSUMED_LEAPFROGS if self.step_size is None and self.leapfrog_steps is None else None
+        each = steps or self.leapfrog_steps or math.ceil(self.trajectory_length / (self.step_size or 1.0))
+        note = f"if a trajectory takes {each} leapfrog steps" if steps else ""
+        return Work(self.chains, each * (self.warmup + self.draws), self.chains * self.draws, note)
 
     def steps(self, step_size: float, uniform: float) -> int:
         """Leapfrog steps of a trajectory, with ``uniform`` from U(0, 1) for the jitter."""

@@ -27,6 +27,10 @@ from bayesdl.posterior.problem import Problem, prepare
 Init = Mapping[str, Tensor] | Posterior | str | None
 
 
+ASSUMED_LEAPFROGS = 63
+"""Leapfrog steps per transition that a forecast assumes where they are not known beforehand."""
+
+
 def positive(method: str, **settings: Any) -> None:
     """Raise MethodError for a setting that is not a positive finite number."""
     for name, value in settings.items():
@@ -60,6 +64,23 @@ def rate(method: str, **settings: Any) -> None:
     """Raise MethodError for a setting that is neither a positive number nor a Schedule."""
     for name, value in settings.items():
         as_schedule(value, f"{method}: {name}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a fit will evaluate, for a forecast.
+
+    Attributes:
+        chains: chains, members or particles in one call of the density's gradient.
+        calls: such calls; 0 if the method needs none.
+        draws: draws of the whole parameter vector that are kept.
+        note: what was assumed, or what the cost is instead.
+    """
+
+    chains: int = 1
+    calls: int = 0
+    draws: int = 1
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +210,10 @@ class Method(ABC):
             interrupted=run.tally.interrupted,
         )
         return posterior
+
+    def work(self, problem: Problem) -> Work:
+        """What a fit of this problem will evaluate; a method that does not say so is not forecast."""
+        return Work(note="no forecast")
 
     @abstractmethod
     def _fit(self, problem: Problem, run: Run) -> Posterior:

@@ -12,7 +12,7 @@ from bayesdl.infer import method as check
 from bayesdl.infer.hamiltonian import Point, ValueAndGrad
 from bayesdl.infer.hamiltonian_engine import HamiltonianEngine, Statistics, begin, sample
 from bayesdl.infer.loop import Run
-from bayesdl.infer.method import Method
+from bayesdl.infer.method import ASSUMED_LEAPFROGS, Method, Work
 from bayesdl.infer.nuts_tree import nuts_transition
 from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem
@@ -56,6 +56,12 @@ class NUTS(Method):
         check.whole(self.name, chains=self.chains, draws=self.draws, max_depth=self.max_depth)
         check.whole(self.name, at_least=0, warmup=self.warmup)
         check.fraction(self.name, target_accept=self.target_accept)
+
+    def work(self, problem: Problem) -> Work:
+        """Leapfrog steps, as many as the trees turn out to have."""
+        each = min(ASSUMED_LEAPFROGS, 2**self.max_depth - 1)
+        calls = each * (self.warmup + self.draws)
+        return Work(self.chains, calls, self.chains * self.draws, f"if trees have {each} leapfrog steps")
 
     def transition(
         self,

@@ -15,7 +15,7 @@ from bayesdl.errors import MethodError
 from bayesdl.infer import method as check
 from bayesdl.infer.lbfgs import LBFGSEngine
 from bayesdl.infer.loop import Run
-from bayesdl.infer.method import Method
+from bayesdl.infer.method import Method, Work
 from bayesdl.infer.optimisers import OPTIMISERS
 from bayesdl.infer.schedules import Schedule
 from bayesdl.infer.starts import start
@@ -88,6 +88,14 @@ class Optimiser(Method):
         if self.validation is not None and not density.factorised:
             return "early stopping needs a log likelihood per row; use validation=None"
         return super().applies_to(density)
+
+    def work(self, problem: Problem) -> Work:
+        """One gradient of all members a step."""
+        members = getattr(self, "members", 1)
+        if self.optimizer == "lbfgs":
+            return Work(1, self.steps * members, members, "members one by one; line searches add some")
+        batches = 1 if self.batch_size is None else max(1, problem.n // self.batch_size)
+        return Work(members, self.steps if self.epochs is None else self.epochs * batches, members)
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         z, info = self.optimise(problem, run, members=1)

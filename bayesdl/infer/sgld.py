@@ -18,7 +18,7 @@ from bayesdl.infer.checkpoint import State
 from bayesdl.infer.curvature import gradient_noise, largest_curvature
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.loop import Engine, Run
-from bayesdl.infer.method import Method
+from bayesdl.infer.method import Method, Work
 from bayesdl.infer.schedules import Schedule, as_schedule
 from bayesdl.infer.starts import start
 from bayesdl.posterior.draws import DrawsPosterior
@@ -53,9 +53,9 @@ class SGLD(Method):
     """Langevin dynamics with full or mini-batch gradients and no accept step.
 
     It moves in coordinates divided by the prior's standard deviations (where the prior is Gaussian), a constant
-    preconditioner that leaves the stationary law as it is: a network's layers come to one scale. Each step adds half the
-    step size times the gradient of the log density, and noise whose variance is the step size. The stationary law is
-    biased by O(step_size): along a direction of curvature a its variance is
+    preconditioner that does not change the target: a network's layers come to one scale. Each step adds half the step
+    size times the gradient of the log density, and noise whose variance is the step size. The stationary law is biased
+    by O(step_size): along a direction of curvature a its variance is
     ``(1/a) (1 + step_size V/4) / (1 - step_size a/4)``, with V the gradient's variance over independent mini-batches.
 
     Mini-batches are drawn **without replacement** within an epoch, for each chain its own: their errors cancel over the
@@ -99,6 +99,10 @@ class SGLD(Method):
         check.whole(self.name, at_least=0, warmup=self.warmup)
         if self.step_size is not None:
             check.rate(self.name, step_size=self.step_size)
+
+    def work(self, problem: Problem) -> Work:
+        """One gradient of all chains a step."""
+        return Work(self.chains, self.warmup + self.draws * self.thin, self.chains * self.draws)
 
     def _fit(self, problem: Problem, run: Run) -> DrawsPosterior:
         begin = start(problem, run, self.chains, default="prior").to(problem.density.dtype)

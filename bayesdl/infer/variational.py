@@ -17,7 +17,7 @@ from bayesdl.infer import method as check
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.loop import Engine, Run
-from bayesdl.infer.method import Method
+from bayesdl.infer.method import Method, Work
 from bayesdl.infer.optimisers import slots_like, update
 from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.infer.starts import start
@@ -68,6 +68,10 @@ class MeanFieldVI(Method):
         check.whole(self.name, steps=self.steps, batch_size=self.batch_size, samples=self.samples)
         check.rate(self.name, learning_rate=self.learning_rate)
         check.positive(self.name, initial_scale=self.initial_scale)
+
+    def work(self, problem: Problem) -> Work:
+        """One gradient of all particles a step; the search for a start comes on top."""
+        return Work(self.samples, self.steps, 2, "and a short MAP to start from")
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         if run.learn_prior:

@@ -18,7 +18,7 @@ from bayesdl.density import LogDensity
 from bayesdl.errors import MethodError, ModelError
 from bayesdl.infer import method as check
 from bayesdl.infer.loop import Run
-from bayesdl.infer.method import Method
+from bayesdl.infer.method import Method, Work
 from bayesdl.infinite import structure
 from bayesdl.infinite.convert import from_module
 from bayesdl.infinite.evidence import Evidence, Process, log_evidence
@@ -71,6 +71,11 @@ class _GaussianProcess(Method):
         if self.noise is not None and not isinstance(likelihood, Gaussian):
             return f"noise={self.noise} means nothing to {type(likelihood).__name__}"
         return None
+
+    def work(self, problem: Problem) -> Work:
+        """No gradients of the density: kernel matrices and their factors."""
+        gigabytes = 8 * problem.n**2 * (3 + 2 * _outputs(problem)) / 1e9
+        return Work(note=f"{problem.n}^3 operations a factorisation, about {gigabytes:.2f} GB")
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         if run.init is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bayesdl import _files
 from bayesdl.data import RowIds, Scaler
 from bayesdl.density import LogDensity
-from bayesdl.errors import FileError, ModelMismatch, ModelRequired
+from bayesdl.errors import BayesdlError, FileError, ModelMismatch, ModelRequired
 from bayesdl.models import BayesianNetwork
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.problem import Problem
@@ -98,17 +98,28 @@ def load(path: str | Path, model: Any = None) -> Posterior:
     description = _files.read_json(folder / "posterior.json")
     tensors, _ = _files.read_tensors(folder / "posterior.safetensors")
     try:
-        if description["format"] != FORMAT:
-            raise FileError(f"{folder} has format {description['format']}; this version of bayesdl reads {FORMAT}.")
-        module, _, name = KINDS[description["kind"]].partition(":")
-        kind: type[Posterior] = getattr(import_module(module), name)
-        if model is None and description["model"] is not None:
-            model = BayesianNetwork.from_config(description["model"])
-            model.load_constants(_part(tensors, "constants/"))
-        problem = None if model is None else _problem(model, description, tensors)
-        return kind.restore(problem, _part(tensors, "posterior/"), description["info"], description["sites"])
-    except (KeyError, TypeError, IndexError) as error:
-        raise FileError(f"{folder} does not hold a posterior of bayesdl ({type(error).__name__}: {error}).") from error
+        return _restore(description, tensors, model)
+    except BayesdlError:
+        raise
+    except Exception as error:  # a damaged description, or another model, can fail anywhere and in any way
+        reason = f"{type(error).__name__}: {error}"
+        if model is not None:
+            raise ModelMismatch(
+                f"The model does not run on the rows that are stored in {folder} ({reason}). Is it the fitted one?"
+            ) from error
+        raise FileError(f"{folder} does not hold a posterior of bayesdl, or a damaged one ({reason}).") from error
+
+
+def _restore(description: Any, tensors: dict[str, Tensor], model: Any) -> Posterior:
+    if description["format"] != FORMAT:
+        raise FileError(f"The posterior has format {description['format']}; this version of bayesdl reads {FORMAT}.")
+    module, _, name = KINDS[description["kind"]].partition(":")
+    kind: type[Posterior] = getattr(import_module(module), name)
+    if model is None and description["model"] is not None:
+        model = BayesianNetwork.from_config(description["model"])
+        model.load_constants(_part(tensors, "constants/"))
+    problem = None if model is None else _problem(model, description, tensors)
+    return kind.restore(problem, _part(tensors, "posterior/"), description["info"], description["sites"])
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
