@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bayesdl.estimators import BayesianRegressor as BayesianRegressor
     from bayesdl.evaluate import Report as Report
     from bayesdl.evaluate import evaluate as evaluate
+    from bayesdl.infer import schedules as schedules
     from bayesdl.infer.checkpoint import Checkpoint as Checkpoint
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.hmc import HMC as HMC

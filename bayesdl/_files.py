@@ -76,4 +76,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     except FileNotFoundError:
         raise FileError(f"{path} does not exist.") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise FileError(f"{path} is not a tensor file written by bayesdl ({error}); it is damaged or foreign.") from None
+        raise FileError(
+            f"{path} is not a tensor file written by bayesdl ({error}); it is damaged or foreign."
+        ) from None

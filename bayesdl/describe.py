@@ -86,10 +86,10 @@ class Description:
         latents = render(
             "Latent sites",
             ["site", "shape", "support", "scope"],
-            [[name, str(list(shape)), support, scope] for name, shape, support, scope in self.sites],
+            [[name, str(list(shape)), _words(support), scope] for name, shape, support, scope in self.sites],
         )
         lines = [
-            f"data plate   {self.rows} rows, observed: {', '.join(self.observed)}" if self.rows else "data plate   none",
+            f"data plate   {self.rows or 'no'} rows, observed: {', '.join(self.observed) or 'none'}",
             "mini-batches yes; the likelihood of B rows counts N/B times" if self.factorised else
             f"mini-batches no: {self.why_not}",
             f"gradients    {_EXECUTION[self.execution]}",
@@ -109,7 +109,7 @@ class Description:
             else:
                 cells = [f"{f.microseconds:.0f}", f"{f.calls:,}", f"{f.seconds:.1f}", f"{f.megabytes:.1f}", f.note]
                 rows.append([name, *cells])
-        costs = render("Methods", ["method", "us per call", "calls", "seconds", "MB", "note"], rows)
+        costs = render("Methods", ["method", "us per call", "calls", "seconds", "MB", "note"], rows, width=140)
         return latents + "\n".join(lines) + "\n\n" + costs
 
 
@@ -182,6 +182,11 @@ def _forecast(method: Method, problem: Problem, start: torch.Tensor) -> Forecast
     each = (time.perf_counter() - began) / TIMED
     megabytes = work.draws * problem.density.dim * z.element_size() / 2**20
     return Forecast(None, each * 1e6, work.calls, each * work.calls, megabytes, work.note)
+
+
+def _words(support: str) -> str:
+    """A support without the dimensions that its shape tells already."""
+    return support.removeprefix("IndependentConstraint(").split(", ")[0] if "Independent" in support else support
 
 
 def _ranges(problem: Problem, seed: int) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:

@@ -26,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bayesdl as bdl
+from bayesdl.bounds.certificate import ceiling
 from bayesdl.posterior.tables import render
 
 DELTA = 0.05
@@ -55,9 +56,10 @@ def plot_bounds(ax: Axes, rows: Mapping[float, Mapping[str, float]]) -> None:
         f"{rows[best]['bound']:.3f}", (best, rows[best]["bound"]), (0, 8), textcoords="offset points",
         ha="center", color=BLUE, fontsize=9,
     )  # fmt: skip
-    ax.set(xlabel="share of rows that learn the prior", ylabel="error rate", ylim=(0, None))
-    ax.set_title(f"All bounds hold together with probability {1 - DELTA:g}")
-    ax.legend(frameon=False, fontsize=9)
+    ax.set(xlabel="share of rows that learn the prior", ylabel="error rate", xticks=shares)
+    ax.set(ylim=(0, 1.35 * max(row["bound"] for row in rows.values())))
+    ax.set_title(f"All bounds of one colour hold together with probability {1 - DELTA:g}")
+    ax.legend(frameon=False, fontsize=9, loc="upper left")
 
 
 def plot_price(ax: Axes, rows: Mapping[float, Mapping[str, float]]) -> None:
@@ -120,15 +122,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         [f"{share:g}", str(r["n"]), f"{r['kl']:.1f}", *(f"{r[key]:.3f}" for key in ("risk", "test risk", "bound", "hold-out risk", "hold-out bound"))]
         for share, r in result.items()
     ]
-    print(render(f"breast_cancer: bounds at delta = {DELTA} for all {len(shares)} together", columns, table))
+    print(render(f"breast_cancer: delta = {DELTA} for all bounds of one kind together", columns, table))
 
     best = min(shares, key=lambda share: result[share]["bound"])
     forgotten = bdl.certify(candidates[best], data.train, delta=DELTA, draws=draws, progress=progress)
     chosen = certificates[shares.index(best)]
     print(chosen, "\n")
     print(
-        f"Chosen by its bound among {len(shares)}: {chosen.bound:.4f} holds, because each had delta / {len(shares)}.\n"
-        f"{forgotten.bound:.4f} would have been claimed for it as if it had been the only one; that holds only for a share "
+        f"Chosen by its bound among {len(shares)}: {ceiling(chosen.bound)} holds, because each had delta / {len(shares)}.\n"
+        f"{ceiling(forgotten.bound)} would have been claimed for it as if it had been the only one; that holds only for a share "
         "fixed beforehand."
     )
     figure = Figure(figsize=(12, 5.2), dpi=150, layout="constrained")

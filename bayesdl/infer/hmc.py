@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -107,7 +108,8 @@ class HMC(Method):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        check.whole(self.name, chains=self.chains, draws=self.draws, leapfrog_steps=self.leapfrog_steps)
+        check.whole(self.name, chains=self.chains, draws=self.draws)
+        check.whole_or_none(self.name, leapfrog_steps=self.leapfrog_steps)
         check.whole(self.name, at_least=0, warmup=self.warmup)
         check.positive(self.name, trajectory_length=self.trajectory_length)
         check.fraction(self.name, target_accept=self.target_accept)

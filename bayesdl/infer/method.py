@@ -39,10 +39,15 @@ def positive(method: str, **settings: Any) -> None:
 
 
 def whole(method: str, at_least: int = 1, **settings: Any) -> None:
-    """Raise MethodError for a setting that is not a whole number of the given least size; None passes."""
+    """Raise MethodError for a setting that is not a whole number of the given least size."""
     for name, value in settings.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < at_least):
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise MethodError(f"{method}({name}={value!r}): {name} must be a whole number, at least {at_least}.")
+
+
+def whole_or_none(method: str, **settings: Any) -> None:
+    """Raise MethodError for a setting that is neither None nor a whole number of at least 1."""
+    whole(method, **{name: value for name, value in settings.items() if value is not None})
 
 
 def fraction(method: str, **settings: Any) -> None:

@@ -70,7 +70,8 @@ class Optimiser(Method):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        check.whole(self.name, steps=self.steps, epochs=self.epochs, batch_size=self.batch_size, patience=self.patience)
+        check.whole(self.name, steps=self.steps, patience=self.patience)
+        check.whole_or_none(self.name, epochs=self.epochs, batch_size=self.batch_size)
         check.one_of(self.name, (*OPTIMISERS, "lbfgs"), optimizer=self.optimizer)
         check.one_of(self.name, AVERAGES, average=self.average)
         check.rate(self.name, learning_rate=self.learning_rate)

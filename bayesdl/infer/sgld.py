@@ -95,7 +95,8 @@ class SGLD(Method):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        check.whole(self.name, chains=self.chains, draws=self.draws, thin=self.thin, batch_size=self.batch_size)
+        check.whole(self.name, chains=self.chains, draws=self.draws, thin=self.thin)
+        check.whole_or_none(self.name, batch_size=self.batch_size)
         check.whole(self.name, at_least=0, warmup=self.warmup)
         if self.step_size is not None:
             check.rate(self.name, step_size=self.step_size)

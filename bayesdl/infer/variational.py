@@ -65,7 +65,8 @@ class MeanFieldVI(Method):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        check.whole(self.name, steps=self.steps, batch_size=self.batch_size, samples=self.samples)
+        check.whole(self.name, steps=self.steps, samples=self.samples)
+        check.whole_or_none(self.name, batch_size=self.batch_size)
         check.rate(self.name, learning_rate=self.learning_rate)
         check.positive(self.name, initial_scale=self.initial_scale)
 

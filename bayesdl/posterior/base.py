@@ -39,7 +39,8 @@ class Posterior(ABC):
         """
         if self._problem is None:
             raise ModelRequired(
-                "This posterior was loaded without its model, which is code: bayesdl.load(path, model=...) makes it whole."
+                "This posterior was loaded without its model, which is code: bayesdl.load(path, model=...) makes it "
+                "whole."
             )
         return self._problem
 

@@ -42,7 +42,7 @@ class GaussianPosterior(Posterior):
         return self.mean + self.sd * noise
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z) at ``z [..., D]``, shape ``[...]``."""
+        """Log density of q at ``z [..., D]``, shape ``[...]``."""
         normal = torch.distributions.Normal(self.mean, self.sd, validate_args=False)
         density: Tensor = normal.log_prob(z).sum(-1)
         return density

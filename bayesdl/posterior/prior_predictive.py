@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bayesdl.errors import MethodError
-from bayesdl.posterior.predictive import predict
 from bayesdl.posterior.prediction import Prediction
+from bayesdl.posterior.predictive import predict
 from bayesdl.posterior.problem import prepare
 
 

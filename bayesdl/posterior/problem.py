@@ -115,7 +115,7 @@ class Problem:
         if isinstance(x, Mapping):
             return {name: self._argument(name, value) for name, value in x.items()}
         if self.x_name is None:
-            raise DataError("This model was fitted on a dict of arguments; predict takes the same dict without the target.")
+            raise DataError("This model was fitted on a dict of arguments; predict takes the same without the target.")
         value = _finite(_tensor(x), "x")
         return {self.x_name: self._argument(self.x_name, self.scaler.x(value) if self.scaled else value)}
 
@@ -228,9 +228,7 @@ def prepare(
         temperature=temperature,
         likelihood_temperature=likelihood_temperature,
     )
-    return Problem(
-        model, density, batch, names[0], names[1], scaler, rows, shaped, task, classes, seed, data_plate
-    )
+    return Problem(model, density, batch, names[0], names[1], scaler, rows, shaped, task, classes, seed, data_plate)
 
 
 def _is_program(model: torch.nn.Module) -> bool:
@@ -281,8 +279,8 @@ def _argument_names(model: Any) -> tuple[str, str]:
     ]
     if len(parameters) < 2:
         raise ModelError(
-            f"For data (x, y) the program takes two arguments, model(x, y=None); this one takes {parameters}. Pass a dict "
-            "of keyword arguments for other signatures."
+            f"For data (x, y) the program takes two arguments, model(x, y=None); this one takes {parameters}. Pass a "
+            "dict of keyword arguments for other signatures."
         )
     return parameters[0], parameters[1]
 

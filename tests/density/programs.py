@@ -166,7 +166,8 @@ for case in (
         simplex,
         {"y": torch.linspace(-3, 4, 10, dtype=DOUBLE)},
         lambda v: (
-            torch.distributions.Dirichlet(_t(1.0, 2.0, 3.0)).log_prob(v["p"]) + Normal(_t(0.0)[0], _t(3.0)[0]).log_prob(v["m"]).sum(-1)
+            torch.distributions.Dirichlet(_t(1.0, 2.0, 3.0)).log_prob(v["p"])
+            + Normal(_t(0.0)[0], _t(3.0)[0]).log_prob(v["m"]).sum(-1)
         ),
         _simplex_rows,
         lambda v: _stick_breaking(v["p"]),
