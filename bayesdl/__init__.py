@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from bayesdl.infer import schedules as schedules
     from bayesdl.infer.checkpoint import Checkpoint as Checkpoint
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
+    from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
     from bayesdl.infer.method import Method as Method
     from bayesdl.infer.nuts import NUTS as NUTS

@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "MAP": "bayesdl.infer.optimise:MAP",
     "DeepEnsemble": "bayesdl.infer.ensemble:DeepEnsemble",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
+    "GuideVI": "bayesdl.infer.guide:GuideVI",
     "SGLD": "bayesdl.infer.sgld:SGLD",
     "HMC": "bayesdl.infer.hmc:HMC",
     "NUTS": "bayesdl.infer.nuts:NUTS",

@@ -50,12 +50,12 @@ def change_point(counts: Tensor) -> Tensor:
 
 def picture(data: bdl.Dataset, posterior: bdl.Posterior, rate: Tensor, fall: Tensor, exact: Tensor, path: Path) -> None:
     """Above: counts, rate and predicted counts. Below: when the rate fell, by the network and in closed form."""
-    years = data.x[:, 0]
+    years, counts = data.x[:, 0].numpy(), data.y.numpy()
     figure = Figure(figsize=(12, 6.4), dpi=150, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
     low, lower, upper, high = torch.quantile(rate, torch.tensor([0.05, 0.25, 0.75, 0.95], dtype=torch.float64), dim=0)
     new = posterior.predict(data.x).quantile([0.05, 0.95])
-    top.bar(years, data.y, width=0.7, color=GREY, alpha=0.45, label="disasters in the year")
+    top.bar(years, counts, width=0.7, color=GREY, alpha=0.45, label="disasters in the year")
     top.fill_between(years, *new, step="mid", color=ORANGE, alpha=0.13, linewidth=0, label="new counts, 90%")
     top.fill_between(years, low, high, color=BLUE, alpha=0.25, linewidth=0, label="rate, 90%")
     top.fill_between(years, lower, upper, color=BLUE, alpha=0.4, linewidth=0, label="rate, 50%")
@@ -64,7 +64,7 @@ def picture(data: bdl.Dataset, posterior: bdl.Posterior, rate: Tensor, fall: Ten
     top.legend(frameon=False, ncols=5, loc="upper right", fontsize=9)
     bottom.hist(fall, bins=110, range=(1851, 1961), density=True, color=BLUE, alpha=0.5, label="steepest fall, network")
     label = "year of change, two-rate model (closed form)"
-    bottom.step(years[:-1] + 0.5, exact, where="mid", color="black", linewidth=1.4, label=label)
+    bottom.step(years[:-1] + 0.5, exact.numpy(), where="mid", color="black", linewidth=1.4, label=label)
     bottom.set(xlabel="year", ylabel="probability")
     bottom.legend(frameon=False, loc="upper right", fontsize=9)
     for ax in (top, bottom):
@@ -90,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     data = bdl.Dataset.from_arrays(years[:, None], counts, "regression", name="coal mining", y_name="disasters")
     prior = bdl.priors.Normal("fan_in", w_std=3.0, b_std=1.0)
     model = bdl.models.mlp(data, hidden=(16,), prior=prior, likelihood=bdl.likelihoods.Poisson())
-    length = {"warmup": 60, "draws": 60, "max_depth": 6} if options.quick else {"warmup": 200, "draws": 300, "max_depth": 7}
-    method = bdl.NUTS(target_accept=0.95, **length)
+    method = bdl.NUTS(warmup=80, draws=80, max_depth=6) if options.quick else bdl.NUTS(
+        warmup=200, draws=300, max_depth=7, target_accept=0.95
+    )  # fmt: skip
     posterior = bdl.fit(model, data, method, seed=0, progress=False if options.quick else None)
     diagnostics = posterior.diagnostics()
     print(diagnostics)

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 import bayesdl as bdl
 from bayesdl.data.synthetic import gap_mean
@@ -127,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rows = []
     for width, r in result.items():
         step = f"{r['ratio']:.3f} +- {r['ratio error']:.3f}"
-        rows.append([str(width), step, f"{r['kurtosis']:.2f}", *(f"{r[key]:.3f}" for key in ("mean", "sd", "error", "rhat"))])
+        posterior_part = [f"{r[key]:.3f}" for key in ("mean", "sd", "error", "rhat")]
+        rows.append([str(width), step, f"{r['kurtosis']:.2f}", *posterior_part])
     columns = ["hidden units", "prior variance / kernel", "kurtosis", "mean", "sd", "MC error", "R-hat"]
     print(render("Distance from the infinitely wide network: prior (step across the gap), posterior", columns, rows))
 

@@ -15,6 +15,7 @@ because only ``tau`` needs an integral done by numbers: given ``tau`` everything
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def schools(sigma: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def given_tau(tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The Gaussian part in closed form: log p(y | tau) ``[G]``, E[mu | tau, y] ``[G]``, E[theta | tau, y] ``[G, 8]``."""
+    """In closed form: log p(y | tau) ``[G]``, E[mu | tau, y] ``[G]`` and E[theta | tau, y] ``[G, 8]``."""
     weight = 1 / (STANDARD_ERROR**2 + tau[:, None] ** 2)
     mu = (weight * EFFECT).sum(1) / (weight.sum(1) + MU_SD**-2)
     own = tau[:, None] ** 2 * weight  # the share of its own effect that a school keeps
@@ -92,10 +93,12 @@ def picture(theta: Tensor, tau: Tensor, truth: dict[str, Any], path: Path) -> No
     shown = truth["grid"] < 20
     grid, lines = truth["grid"][shown], given_tau(truth["grid"][shown])[2]
     right.plot(grid, lines, color=BLUE, linewidth=1.3)
-    for k, name in enumerate(SCHOOLS):
-        right.annotate(name, (20.2, float(lines[-1, k])), color=BLUE, va="center", fontsize=9, annotation_clip=False)
+    height = -torch.inf
+    for k in lines[-1].argsort().tolist():
+        height = max(height + 0.75, float(lines[-1, k]))  # letters of neighbouring lines must not overlap
+        right.annotate(SCHOOLS[k], (20.2, height), color=BLUE, va="center", fontsize=9, annotation_clip=False)
     edges = torch.quantile(tau, torch.linspace(0, 1, 9, dtype=torch.float64))
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in itertools.pairwise(edges):
         inside = (tau >= a) & (tau <= b)
         right.plot(tau[inside].mean().expand(8), theta[inside].mean(0), "o", color=ORANGE, markersize=3.5)
     right.plot([], [], color=BLUE, label="E[effect | tau], closed form")
@@ -105,8 +108,8 @@ def picture(theta: Tensor, tau: Tensor, truth: dict[str, Any], path: Path) -> No
     below.plot(grid, truth["density"][shown], color=GREY, linewidth=1.2)
     below.set(ylim=(0, 0.75), yticks=[])
     right.plot([], [], color=GREY, label="density of tau: draws and quadrature")
-    right.set(xlim=(0, 20), xlabel="tau, spread of the population (points)", ylabel="effect (points)")
-    right.set(title="The smaller tau, the stronger the pull", ylim=(-6, 24))
+    right.set(xlabel="tau, spread of the population (points)", ylabel="effect (points)")
+    right.set(title="The smaller tau, the stronger the pull", xlim=(0, 20), xticks=range(0, 21, 5), ylim=(-6, 24))
     right.legend(loc="upper left", frameon=False, fontsize=9)
     for ax in (left, right, below):
         ax.spines[["top", "right"]].set_visible(False)
@@ -125,16 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
 
-    method = bdl.NUTS(warmup=400, draws=300, target_accept=0.9) if options.quick else bdl.NUTS(
-        warmup=1000, draws=2000, target_accept=0.9
-    )  # fmt: skip
+    warmup, draws = (150, 150) if options.quick else (1000, 1000)
+    method = bdl.NUTS(warmup=warmup, draws=draws, target_accept=0.9)
     posterior = bdl.fit(schools, (STANDARD_ERROR, EFFECT), method, seed=0, progress=False if options.quick else None)
     print(posterior.summary())
 
-    draws = posterior.draws_by_chain()
+    values = posterior.draws_by_chain()
     effects = posterior.function_draws(STANDARD_ERROR)  # the mean of y_j under every draw is theta_j: [C, S, 8]
     truth = exact()
-    sampled = {"mu": draws["mu"], "tau": draws["tau"]}
+    sampled = {"mu": values["mu"], "tau": values["tau"]}
     sampled |= {f"theta {name}": effects[..., k] for k, name in enumerate(SCHOOLS)}
     expected = {"mu": truth["mu"], "tau": truth["tau"]}
     expected |= {f"theta {name}": float(truth["theta"][k]) for k, name in enumerate(SCHOOLS)}
@@ -150,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
     )
     path = options.out / "schools.png"
-    picture(effects.flatten(0, 1), draws["tau"].flatten(), truth, path)
+    picture(effects.flatten(0, 1), values["tau"].flatten(), truth, path)
     print(f"wrote {path}")
     diagnostics = posterior.diagnostics()
     rhat = max(diagnostics.rhat, *(mixing.rhat for mixing in diagnostics.sites.values()))

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import bayesdl as bdl
+from bayesdl.posterior import DrawsPosterior, GaussianPosterior
 from bayesdl.posterior.convergence import mcse_mean
 from bayesdl.posterior.tables import render
 
@@ -79,7 +80,7 @@ def targets(x: Tensor, y: Tensor, sgld_step: float) -> dict[str, Target]:
 
 def moments(posterior: bdl.Posterior) -> Target:
     """Mean and covariance of w under a posterior: those that it knows, else those of its draws."""
-    if posterior.kind == "gaussian":
+    if isinstance(posterior, GaussianPosterior):
         return Target(posterior.mean, torch.diag(posterior.sd**2))
     w = posterior.draws()["w"]
     return Target(w.mean(0), torch.cov(w.T, correction=0) if len(w) > 1 else torch.zeros(2, 2, dtype=w.dtype))
@@ -91,7 +92,7 @@ def deviation(posterior: bdl.Posterior, target: Target) -> float:
     In Monte-Carlo standard errors for chains; for methods without Monte-Carlo error relative to the target's own sds
     (for MAP: the absolute distance).
     """
-    if posterior.kind == "draws" and posterior.z.shape[1] > 1:
+    if isinstance(posterior, DrawsPosterior) and posterior.z.shape[1] > 1:
         centred = posterior.draws_by_chain()["w"] - target.mean
         products = torch.stack([centred[..., 0] ** 2, centred[..., 1] ** 2, centred[..., 0] * centred[..., 1]], dim=-1)
         both = torch.cat([centred, products], dim=-1)
@@ -102,7 +103,12 @@ def deviation(posterior: bdl.Posterior, target: Target) -> float:
     scale = target.covariance.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     errors = torch.cat([(found.mean - target.mean) / scale, found.covariance.diagonal().sqrt() / scale - 1.0])
-    return float(errors[: 2 if posterior.kind == "draws" else 4].abs().max())
+    return float(errors[: 4 if isinstance(posterior, GaussianPosterior) else 2].abs().max())
+
+
+def pair(values: Tensor) -> str:
+    """Two numbers for a cell of the table."""
+    return ", ".join(f"{value:.4f}" for value in values.tolist())
 
 
 def ellipse(of: Target, level: float = 0.9) -> Tensor:
@@ -175,11 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         off = deviation(posterior, goals[label])
         sds, wanted = (t.covariance.diagonal().sqrt() for t in (found[label], goals[label]))
         result[label] = {"deviation": off, "sd": sds.tolist(), "expected": wanted.tolist()}
-        unit = "standard errors" if label in ("SGLD", "HMC", "NUTS") else "of an sd" if label != "MAP" else "absolute"
-        pairs = [", ".join(f"{v:.4f}" for v in values) for values in (found[label].mean, sds, wanted)]
-        rows.append([label, *pairs, f"{off:.2g} {unit}"])
-    exact = [", ".join(f"{v:.4f}" for v in values) for values in (goals["NUTS"].mean, goals["NUTS"].covariance.diagonal().sqrt())]
-    rows.append(["closed form", *exact, exact[1], ""])
+        unit = {"MAP": "absolute", "mean-field VI": "of an sd"}.get(label, "standard errors")
+        rows.append([label, pair(found[label].mean), pair(sds), pair(wanted), f"{off:.2g} {unit}"])
+    exact = pair(goals["NUTS"].covariance.diagonal().sqrt())
+    rows.append(["closed form", pair(goals["NUTS"].mean), exact, exact, ""])
     print(render("Weights 1 and 2", ["method", "means", "sds", "sds expected", "largest deviation"], rows))
 
     figure = Figure(figsize=(12, 5.6), dpi=150, layout="constrained")

@@ -84,7 +84,8 @@ def plot_ridge(ax: Axes, fits: Mapping[str, bdl.Posterior], truth: tuple[float, 
         draws = fits[label].draws(1200)
         x, y = draws["share"][:, 1], means(draws)[:, 2]
         ax.plot(x, y, ".", color=colour, markersize=5, alpha=alpha, markeredgewidth=0)
-        ax.plot([], [], "o", color=colour, label=f"{label}: correlation {torch.corrcoef(torch.stack([x, y]))[0, 1]:.2f}")
+        correlation = torch.corrcoef(torch.stack([x, y]))[0, 1]
+        ax.plot([], [], "o", color=colour, label=f"{label}: correlation {correlation:.2f}")
     mode = fits["MAP"].draws()
     ax.plot(mode["share"][:, 1], means(mode)[:, 2], "X", color="black", markersize=9, label="MAP")
     ax.plot(*truth, "*", color="#F0E442", markeredgecolor="black", markersize=15, label="the species' own values")
@@ -109,12 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     iris = bdl.data.load("iris")
     y, species = iris.x[:, PETAL_LENGTH], iris.y
     methods = {
-        "NUTS": bdl.NUTS(warmup=100, draws=60) if options.quick else bdl.NUTS(warmup=400, draws=400),
+        "NUTS": bdl.NUTS(warmup=60, draws=60, max_depth=4) if options.quick else bdl.NUTS(warmup=300, draws=400),
         "mean-field VI": bdl.MeanFieldVI(steps=600 if options.quick else 3000),
-        "MAP": bdl.MAP(steps=500 if options.quick else 2000),
+        "MAP": bdl.MAP(optimizer="lbfgs", steps=200),
     }
+    starts = {"NUTS": "map"}  # each chain starts at the mode that it finds from a draw of the prior
     progress = False if options.quick else None
-    fits = {label: bdl.fit(mixture, {"y": y}, method, seed=0, progress=progress) for label, method in methods.items()}
+    fits = {
+        label: bdl.fit(mixture, {"y": y}, method, seed=0, init=starts.get(label), progress=progress)
+        for label, method in methods.items()
+    }
     print(fits["NUTS"].summary())
 
     own = torch.stack([y[species == k].mean() for k in range(K)])
@@ -125,8 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         mean, sd = means(draws).mean(0), means(draws).std(0, correction=0)
         accuracy = float((components(draws, y).argmax(0) == species).double().mean())
         result[label] = {"means": mean.tolist(), "sd": sd.tolist(), "accuracy": accuracy}
-        spread = [f"{m:.2f} +- {s:.2f}" if len(draws["share"]) > 1 else f"{m:.2f}" for m, s in zip(mean, sd, strict=True)]
-        rows.append([label, *spread, f"{accuracy:.1%}"])
+        several = len(draws["share"]) > 1
+        cells = [f"{m:.2f} +- {s:.2f}" if several else f"{m:.2f}" for m, s in zip(mean, sd, strict=True)]
+        rows.append([label, *cells, f"{accuracy:.1%}"])
     columns = ["method", *(f"mean {k + 1} (cm)" for k in range(K)), "flowers assigned right"]
     print(render("Means of the components", columns, rows))
     diagnostics = fits["NUTS"].diagnostics()

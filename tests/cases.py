@@ -50,6 +50,7 @@ METHODS: dict[str, MethodCase] = {
     "MAP": MethodCase({"steps": 60}),
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
     "MeanFieldVI": MethodCase({"steps": 60}),
+    "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
     "HMC": MethodCase({"chains": 2, "warmup": 40, "draws": 15, "leapfrog_steps": 4}),
     "NUTS": MethodCase({"chains": 2, "warmup": 20, "draws": 15, "max_depth": 4}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any, Literal
 
 Predictor = Literal["gibbs", "mean", "mixture", "majority vote"]
@@ -44,8 +44,13 @@ def ceiling(value: float, places: int = 4) -> str:
 
 
 def confidence(delta: float) -> str:
-    """One minus delta in decimal digits, so that a tiny delta never prints as certainty."""
-    return format((1 - Decimal(str(delta))).normalize(), "f")
+    """One minus delta in decimal digits, never more than it is, so that a tiny delta does not print as certainty.
+
+    Delta is rounded up to 6 digits: a share such as 0.05 / 5 lies a little below 0.01, and prints as 0.99.
+    """
+    raised = Context(prec=6, rounding=ROUND_CEILING).create_decimal(repr(float(delta)))
+    # Digits enough for the smallest float; normalize() would round to the 28 of the default context.
+    return format(Context(prec=400).subtract(Decimal(1), raised), "f").rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)

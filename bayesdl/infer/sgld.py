@@ -24,7 +24,7 @@ from bayesdl.infer.starts import start
 from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem
 
-COURANT = 0.5
+COURANT = 1.0
 """Default step size times the largest curvature; 4 is the limit of stability."""
 FIRST_LOOK = 10
 """The default step size is set anew after 10, 20, 40, ... steps of warm-up and at its end."""
@@ -62,10 +62,10 @@ class SGLD(Method):
     epoch, so slow directions feel far less of V than the formula says. Rows that do not fill the last batch of an epoch
     are left out of it. The factor N/B and the temperature come with the gradient, from the log density alone.
 
-    ``step_size=None`` sets ``0.5 / max(lambda, V/4)``, with lambda the largest curvature (power iteration on gradient
+    ``step_size=None`` sets ``1 / max(lambda, V/4)``, with lambda the largest curvature (power iteration on gradient
     differences, largest over the chains) and V the largest gradient variance of a coordinate, at the start and again
     after 10, 20, 40, ... steps of warm-up and at its end; it at most doubles at each and is constant afterwards. The
-    variance along the stiffest direction is then about 14% too large, that along others less. Should warm-up explode,
+    variance along the stiffest direction is then about a third too large, that along others less. Should warm-up explode,
     it goes back to its last good point with half the step.
 
     Under a schedule the states are weighted by their step sizes, as they must be: the draws are taken at equal

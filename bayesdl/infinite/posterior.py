@@ -202,9 +202,7 @@ class GPPosterior(Posterior):
         return {"x": self.x, "a": self.a, "b": self.b, **parts}
 
     @classmethod
-    def restore(
-        cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any], sites: list[dict[str, Any]]
-    ) -> GPPosterior:
+    def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> GPPosterior:
         """Rebuild what ``tensors`` wrote; a kernel that is code comes back through ``with_kernel``."""
         whole = cls(problem, None, None, tensors["x"], tensors["a"], tensors["b"], info["noise"], info)
         whole._state = {name: value for name, value in tensors.items() if "/" in name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.gaussian import GaussianPosterior
+from bayesdl.posterior.guide import GuidePosterior
 from bayesdl.posterior.prediction import GaussianPrediction, Prediction
 from bayesdl.posterior.prior_predictive import prior_predictive
 from bayesdl.posterior.problem import Problem, prepare
@@ -14,6 +15,7 @@ __all__ = [
     "DrawsPosterior",
     "GaussianPosterior",
     "GaussianPrediction",
+    "GuidePosterior",
     "Posterior",
     "Prediction",
     "Problem",

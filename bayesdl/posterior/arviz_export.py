@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from bayesdl.errors import MissingExtra
+from bayesdl.density.discovery import prior_trace
+from bayesdl.errors import DataError, MethodError, MissingExtra, ModelError, NotFactorised
+from bayesdl.posterior.base import row_log_likelihood
 from bayesdl.posterior.predictive import predict
 
 if TYPE_CHECKING:
     import arviz
 
-    from bayesdl.posterior.draws import DrawsPosterior
+    from bayesdl.posterior.base import Posterior
+    from bayesdl.posterior.problem import Problem
+
+Groups = dict[str, dict[str, Any]]
+
+# ArviZ's own names for sampler statistics, so that its plots find them.
+_ARVIZ_NAMES = {"divergent": "diverging", "acceptance": "acceptance_rate", "depth": "tree_depth", "log_density": "lp"}
+JOINT = "rows"
+"""Name of the log likelihood where several observed sites share the rows: it is that of all of them together."""
+
+
+def to_arviz(posterior: Posterior, x: Any = None, y: Any = None) -> arviz.InferenceData:
+    """See ``Posterior.to_arviz``. The log likelihood and the observed data are in raw units."""
+    az = _arviz()
+    groups = _latents(posterior)
+    problem = posterior._problem
+    if problem is not None and (x is not None or problem.complete):
+        batch = _rows(problem, x, y)
+        with suppress(NotFactorised):  # then there is no such group
+            groups |= _log_likelihood(posterior, problem, batch)
+        groups |= _targets(posterior, problem, batch)
+    return _inference_data(az, groups)
+
+
+def loo(posterior: Posterior, x: Any = None, y: Any = None) -> Any:
+    """See ``Posterior.loo``.
+
+    Raises:
+        NotFactorised: the program's rows do not separate.
+        DataError: a loaded posterior, without its rows.
+        MethodError: a tempered posterior, whose importance weights would be others.
+    """
+    az = _arviz()
+    problem = posterior.problem
+    if x is None and not problem.complete:
+        raise DataError("A loaded posterior no longer has its training rows; pass them: loo(x, y).")
+    if (problem.density.temperature, problem.density.likelihood_temperature) != (1.0, 1.0):
+        raise MethodError("Leave-one-out weights belong to the Bayesian posterior; this one has another temperature.")
+    groups = _latents(posterior) | _log_likelihood(posterior, problem, _rows(problem, x, y))
+    return az.loo(_inference_data(az, groups), pointwise=True)
 
 
 def _arviz() -> Any:
@@ -28,45 +70,54 @@ def _arviz() -> Any:
     return arviz
 
 
-def to_arviz(posterior: DrawsPosterior) -> arviz.InferenceData:
-    """InferenceData with posterior, log likelihood, posterior predictive, sample statistics and observed data."""
-    az = _arviz()
-    problem = posterior.problem
-    chains, draws, _ = posterior.z.shape
+def _inference_data(az: Any, groups: Groups) -> Any:
+    with warnings.catch_warnings():
+        # An ensemble has more members than draws of each; ArviZ takes that for a transposed array.
+        warnings.filterwarnings("ignore", "More chains", UserWarning)
+        return az.from_dict(**{name: group for name, group in groups.items() if group})
 
-    def numbers(value: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-        return value.detach().cpu().numpy()
 
-    groups: dict[str, dict[str, Any]] = {
-        "posterior": {name: numbers(value) for name, value in posterior.draws_by_chain().items()},
-        "sample_stats": {_ARVIZ_NAMES.get(name, name): numbers(value) for name, value in posterior.stats.items()},
+def _numbers(value: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    return value.detach().cpu().numpy()
+
+
+def _latents(posterior: Posterior) -> Groups:
+    return {
+        "posterior": {name: _numbers(value) for name, value in posterior.draws_by_chain().items()},
+        "sample_stats": {_ARVIZ_NAMES.get(name, name): _numbers(value) for name, value in posterior.stats.items()},
     }
-    if problem.density.factorised and len(problem.density.observed) == 1:
-        site = problem.target
-        flat = posterior.z.flatten(0, 1)
-        rows = problem.density.log_likelihood(flat)
-        groups["log_likelihood"] = {site: numbers(rows.reshape(chains, draws, -1))}
-        inputs = {name: value for name, value in problem.batch.items() if name != problem.y_name}
-        if problem.y_name is not None:
-            prediction = predict(problem, flat, inputs)
-            samples = prediction.sample(chains * draws, seed=problem.seed)
-            groups["posterior_predictive"] = {site: numbers(samples.reshape(chains, draws, *samples.shape[1:]))}
-            target = problem.batch[problem.y_name]
-            raw = problem.scaler.unscale_y(target) if target.is_floating_point() else target
-            groups["observed_data"] = {site: numbers(raw)}
-    return az.from_dict(**{name: group for name, group in groups.items() if group})
 
 
-def loo(posterior: DrawsPosterior) -> Any:
-    """``arviz.loo`` with k-hat per row, on the training rows, in the model's units.
-
-    Raises:
-        NotFactorised: the program's rows do not separate.
-    """
-    posterior.problem.density.require_rows(whole=True)
-    az = _arviz()
-    return az.loo(to_arviz(posterior), pointwise=True)
+def _rows(problem: Problem, x: Any, y: Any) -> dict[str, Any] | None:
+    """The program's arguments in model units, or None for the training rows."""
+    return None if x is None else problem.labelled(x, y)
 
 
-# ArviZ's own names for sampler statistics, so that its plots find them.
-_ARVIZ_NAMES = {"divergent": "diverging", "acceptance": "acceptance_rate", "depth": "tree_depth", "log_density": "lp"}
+def _log_likelihood(posterior: Posterior, problem: Problem, batch: dict[str, Any] | None) -> Groups:
+    if batch is not None and any(site.scope == "local" for site in problem.density.sites):
+        raise NotFactorised("The program has latents inside the data plate, which other rows do not share.")
+    z = posterior.unconstrained_by_chain()
+    values = row_log_likelihood(problem, z.flatten(0, 1), batch)
+    name = problem.target if len(problem.density.observed) == 1 else JOINT
+    return {"log_likelihood": {name: _numbers(values.unflatten(0, z.shape[:2]))}}
+
+
+def _targets(posterior: Posterior, problem: Problem, batch: dict[str, Any] | None) -> Groups:
+    """What was observed, and one replication of it under every draw."""
+    arguments = {**problem.batch} if batch is None else batch
+    z = posterior.unconstrained_by_chain()
+    nodes = prior_trace(problem.model, arguments, 0).nodes
+    observed, replicated = {}, {}
+    inputs = {name: value for name, value in arguments.items() if name != problem.y_name}
+    # A dict does not say which of its entries are targets; of several sites, later ones would be given the earlier.
+    sites = problem.density.observed if problem.y_name is not None or len(problem.density.observed) == 1 else ()
+    for site in problem.density.observed:
+        value = nodes[site]["value"]
+        observed[site] = _numbers(problem.scaler.unscale_y(value) if value.is_floating_point() else value)
+    try:
+        for site in sites:
+            prediction = predict(problem, z.flatten(0, 1), inputs, site=site, seed=problem.seed)
+            replicated[site] = _numbers(prediction.sample_by_draw(problem.seed).unflatten(0, z.shape[:2]))
+    except ModelError:  # the program cannot be predicted with (see predict)
+        replicated = {}
+    return {"posterior_predictive": replicated, "observed_data": observed}

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from bayesdl.errors import MethodError, ModelRequired
+from bayesdl.errors import DataError, MethodError, ModelRequired, NotFactorised
+from bayesdl.posterior.layout import constrain_without_model
 from bayesdl.posterior.predictive import predict
 from bayesdl.posterior.problem import Problem
 
 if TYPE_CHECKING:
+    import arviz
+
+    from bayesdl.posterior.diagnostics import Diagnostics
     from bayesdl.posterior.prediction import Prediction
+    from bayesdl.posterior.summary import Summary
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a file holds of a posterior beside its tensors, for what can be said without the model.
+
+    Attributes:
+        sites: layout of the latents, see ``layout.describe``.
+        units: "scaled" or "raw".
+        diagnostics: ``Diagnostics`` of the training rows as JSON values, or None where there are no chains.
+    """
+
+    sites: list[dict[str, Any]]
+    units: str
+    diagnostics: dict[str, Any] | None
 
 
 class Posterior(ABC):
@@ -22,6 +42,7 @@ class Posterior(ABC):
 
     Attributes:
         info: method, settings, seed, seconds, gradients, and what else the method reports, as JSON values.
+        stats: per-draw statistics ``[C, S]`` by name; empty where the method has none.
     """
 
     kind: ClassVar[str]
@@ -29,6 +50,8 @@ class Posterior(ABC):
     def __init__(self, problem: Problem | None, info: dict[str, Any]) -> None:
         self._problem = problem
         self.info = info
+        self.stats: dict[str, Tensor] = {}
+        self._record: Record | None = None  # set by load
 
     @property
     def problem(self) -> Problem:
@@ -47,18 +70,28 @@ class Posterior(ABC):
     @property
     def units(self) -> str:
         """In which units the latents are: "scaled" where the data were standardised for the model, else "raw"."""
+        if self._problem is None and self._record is not None:
+            return self._record.units
         return "scaled" if self.problem.scaled else "raw"
 
     @abstractmethod
     def unconstrained_draws(self, n: int | None = None, seed: int = 0) -> Tensor:
-        """Draws of the flat unconstrained vector, ``[n, D]``; all stored ones if n is None.
+        """Draws of the flat unconstrained vector, ``[n, D]``; all stored ones, or 1000, if n is None.
 
         A finite posterior thins evenly for n up to its size and resamples by the seed beyond.
         """
 
+    def unconstrained_by_chain(self) -> Tensor:
+        """Draws ``[C, S, D]``: the stored ones, or one chain of independent ones."""
+        return self.unconstrained_draws()[None]
+
     def draws(self, n: int | None = None, seed: int = 0) -> dict[str, Tensor]:
         """Constrained draws ``[n, *shape]`` by site name, in the model's units (see ``units``)."""
-        return self.problem.density.constrain(self.unconstrained_draws(n, seed))
+        return self._constrain(self.unconstrained_draws(n, seed))
+
+    def draws_by_chain(self) -> dict[str, Tensor]:
+        """Constrained draws ``[C, S, *shape]`` by site name."""
+        return self._constrain(self.unconstrained_by_chain())
 
     def predict(
         self,
@@ -71,34 +104,99 @@ class Posterior(ABC):
     ) -> Prediction:
         """The posterior predictive distribution at raw inputs.
 
+        Latents inside the data plate are drawn anew from their prior given the others, and so are observed sites
+        before the target, unless a dict holds their values. Where that happens, a posterior of fewer than
+        ``max_draws`` draws uses each of them several times.
+
         Args:
             x: inputs ``[N, ...]`` in the data's units, or a dict of the program's arguments without the target.
-            batch_size: rows per pass; the memory is draws x batch_size x parameters of the likelihood.
+            batch_size: rows that the program works on at once. It bounds the working memory; the result takes draws x
+                rows x parameters of the likelihood, and is computed block by block for every statistic where that is
+                too much.
             max_draws: most draws to use, evenly thinned (or, of a posterior with a density, drawn).
             site: observed site to predict; the only one by default.
-            seed: seed of the draws of a posterior with a density, and of latents inside the data plate.
+            seed: seed of the draws of a posterior with a density, and of what is drawn anew.
 
         Raises:
             DataError: inputs that do not fit the model.
+            ModelError: the program has discrete latents that all rows share.
             ModelRequired: loaded without a model.
         """
         if max_draws < 1:
             raise MethodError(f"max_draws={max_draws} must be at least 1.")
+        problem = self.problem
         z = self.unconstrained_draws(self._draw_count(max_draws), seed)
-        inputs = self.problem.inputs(x)
-        return predict(self.problem, z, inputs, site=site, batch_size=batch_size, seed=seed)
+        if problem.draws_anew:
+            z = z.repeat_interleave(max_draws // len(z), 0)
+        return predict(problem, z, problem.inputs(x), site=site, batch_size=batch_size, seed=seed)
 
     def log_likelihood(self, x: Any, y: Any = None, *, max_draws: int = 1000, seed: int = 0) -> Tensor:
         """Log likelihood of every row under every draw, ``[S, N]``, as a density of the raw targets.
 
+        The draws are those of ``predict``. Discrete latents inside the data plate are summed out.
+
+        Args:
+            x: raw inputs, or a dict of all arguments of the program.
+            y: raw targets.
+            max_draws: as in ``predict``.
+            seed: as in ``predict``.
+
         Raises:
-            NotFactorised: the program's rows do not separate.
+            NotFactorised: the program's rows do not separate, or have continuous latents of their own.
+            DataError: inputs or targets that do not fit the model.
         """
         problem = self.problem
-        batch = problem.inputs(x) if y is None else problem.labelled(x, y)
+        if any(site.scope == "local" for site in problem.density.sites):
+            raise NotFactorised(
+                "The program has latents inside the data plate; those of the training rows say nothing about other "
+                "rows. predict(x).log_prob_by_draw(y) draws new ones."
+            )
         z = self.unconstrained_draws(self._draw_count(max_draws), seed)
-        values = problem.density.log_likelihood(z, batch)
-        return values - _targets_per_row(problem, batch) * problem.scaler.y_scale.log().to(values.dtype)
+        return row_log_likelihood(problem, z, problem.labelled(x, y))
+
+    def diagnostics(self, x: Any = None) -> Diagnostics:
+        """R-hat and its like, for posteriors with chains.
+
+        Raises:
+            DataError: there are no chains to compare.
+        """
+        raise DataError(
+            f"Diagnostics compare chains of draws; {self.info.get('method', 'this method')} has none, its draws are "
+            "independent. loo() tells by k-hat where its approximation fails."
+        )
+
+    def stored_diagnostics(self) -> dict[str, Any] | None:
+        """The diagnostics that ``save`` stores, as JSON values; None where there are no chains."""
+        return None
+
+    def summary(self) -> Summary:
+        """Mean, sd, quantiles, effective sample sizes and R-hat of every latent, as a table."""
+        from bayesdl.posterior.summary import summarise
+
+        return summarise(self.draws_by_chain())
+
+    def to_arviz(self, x: Any = None, y: Any = None) -> arviz.InferenceData:
+        """ArviZ InferenceData: posterior, log likelihood, posterior predictive, sample statistics, observed data.
+
+        Args:
+            x: raw inputs (or a dict of all arguments) of the rows for the groups that have rows. By default the
+                training rows; a loaded posterior no longer has these, and leaves such groups out.
+            y: their raw targets.
+        """
+        from bayesdl.posterior.arviz_export import to_arviz
+
+        return to_arviz(self, x, y)
+
+    def loo(self, x: Any = None, y: Any = None) -> Any:
+        """PSIS leave-one-out cross-validation with k-hat per row, by ArviZ; densities of the raw targets.
+
+        Args:
+            x: raw inputs (or a dict of all arguments) of the training rows, which a loaded posterior no longer has.
+            y: their raw targets.
+        """
+        from bayesdl.posterior.arviz_export import loo
+
+        return loo(self, x, y)
 
     def kl(self) -> float | None:
         """KL(posterior || prior) in nats where it is known in closed form, else None."""
@@ -113,6 +211,11 @@ class Posterior(ABC):
 
         return save(self, Path(path))
 
+    def _constrain(self, z: Tensor) -> dict[str, Tensor]:
+        if self._problem is None and self._record is not None:
+            return constrain_without_model(self._record.sites, z)
+        return self.problem.density.constrain(z)
+
     def _draw_count(self, most: int) -> int:
         """How many draws a prediction with ``max_draws=most`` uses."""
         return most
@@ -123,14 +226,24 @@ class Posterior(ABC):
 
     @classmethod
     @abstractmethod
-    def restore(
-        cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any], sites: list[dict[str, Any]]
-    ) -> Posterior:
-        """Rebuild what ``tensors`` wrote; ``sites`` is the layout in the file, for draws without a model."""
+    def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> Posterior:
+        """Rebuild what ``tensors`` wrote."""
 
 
-def _targets_per_row(problem: Problem, batch: dict[str, Any]) -> int:
-    if problem.y_name is None:
-        return 1
-    target = batch.get(problem.y_name)
-    return 1 if target is None or target.dim() < 2 else int(torch.tensor(target.shape[1:]).prod())
+def row_log_likelihood(problem: Problem, z: Tensor, batch: dict[str, Any] | None = None) -> Tensor:
+    """Log density of the raw targets of every row at draws ``z [S, D]``, ``[S, N]``.
+
+    log p(y) = log p(y in model units) - log s for each real target, s being the scale that was divided out.
+
+    Args:
+        problem: model and units.
+        z: draws.
+        batch: the program's arguments in model units; the training rows if None.
+
+    Raises:
+        NotFactorised: the program's rows do not separate.
+    """
+    values = problem.density.log_likelihood(z, batch)
+    target = None if problem.y_name is None else problem.batch[problem.y_name]
+    each = 1 if target is None or target.dim() < 2 else target.shape[1:].numel()
+    return values - each * problem.scaler.y_scale.log().to(values)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bayesdl.errors import DataError
+from bayesdl.density.log_density import CHUNK
+from bayesdl.errors import DataError, ModelError, NotFactorised
 from bayesdl.posterior import convergence
 from bayesdl.posterior.predictive import predict
 from bayesdl.posterior.tables import render
 
 if TYPE_CHECKING:
     from bayesdl.posterior.draws import DrawsPosterior
+    from bayesdl.posterior.problem import Problem
 
 ROWS = 200
 """Training rows at which functions are compared by default, evenly spaced."""
@@ -55,7 +57,8 @@ class Diagnostics:
     ``log_likelihood`` are what counts; ``sites`` tells where to look.
 
     Attributes:
-        function: mixing of the likelihood's mean at the inputs.
+        function: mixing of the likelihood's mean at the inputs (the worst of all observed sites), or None where the
+            program cannot be predicted with, or was not at hand.
         log_likelihood: mixing of the total log likelihood, or None where rows do not separate.
         sites: mixing of each site (each layer's weights, each bias, the noise).
         divergences: number of divergent transitions, or None where the method reports none.
@@ -65,7 +68,7 @@ class Diagnostics:
         draws: S per chain.
     """
 
-    function: Mixing
+    function: Mixing | None
     log_likelihood: Mixing | None
     sites: dict[str, Mixing]
     divergences: int | None
@@ -76,12 +79,24 @@ class Diagnostics:
 
     @property
     def rhat(self) -> float:
-        """The largest R-hat in function space."""
-        return self.function.rhat
+        """The largest R-hat in function space; where that is unknown, of any latent."""
+        return self.function.rhat if self.function else max(mixing.rhat for mixing in self.sites.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Diagnostics:
+        """Rebuild what ``to_json`` wrote."""
+        of_rows = ("function", "log_likelihood")
+        parts = {name: Mixing(**value[name]) if value[name] else None for name in of_rows}
+        sites = {name: Mixing(**mixing) for name, mixing in value["sites"].items()}
+        return cls(**{**value, **parts, "sites": sites})
 
     def __str__(self) -> str:
         """A table: function space, log likelihood, then every site."""
-        rows = [("predictions", self.function)]
+        rows = [("predictions", self.function)] if self.function else []
         rows += [("log likelihood", self.log_likelihood)] if self.log_likelihood else []
         rows += list(self.sites.items())
         table = render(
@@ -115,28 +130,43 @@ def diagnose(posterior: DrawsPosterior, x: Any = None) -> Diagnostics:
             f"Diagnostics compare chains of at least 4 draws; this posterior has {draws} per chain "
             f"({posterior.info.get('method', 'it')} is no sampler)."
         )
-    problem = posterior.problem
-    sites = {name: Mixing.of(value) for name, value in posterior.draws_by_chain().items()}
-    if x is None:
-        keep = problem.row_names
-        n = problem.density.n or 1
-        some = torch.linspace(0, n - 1, min(n, ROWS)).round().long()
-        inputs = {k: v[some] if k in keep else v for k, v in problem.batch.items() if k != problem.y_name}
-    else:
-        inputs = problem.inputs(x)
-    function = predict(problem, posterior.z.flatten(0, 1), inputs).mean_by_draw
-    total = None
-    if problem.density.factorised:
-        rows = problem.density.log_likelihood(posterior.z.flatten(0, 1)).sum(-1)
-        total = Mixing.of(rows.reshape(chains, draws))
+    flat, function, total = posterior.z.flatten(0, 1), None, None
+    problem = posterior._problem
+    if problem is not None:
+        function = _function_means(problem, flat, x)
+        total = _total_log_likelihood(problem, flat)
     stats = posterior.stats
     return Diagnostics(
-        function=Mixing.of(function.reshape(chains, draws, *function.shape[1:])),
-        log_likelihood=total,
-        sites=sites,
+        function=None if function is None else Mixing.of(function.reshape(chains, draws, -1)),
+        log_likelihood=None if total is None else Mixing.of(total.reshape(chains, draws)),
+        sites={name: Mixing.of(value) for name, value in posterior.draws_by_chain().items()},
         divergences=int(stats["divergent"].sum()) if "divergent" in stats else None,
         acceptance=float(stats["acceptance"].double().mean()) if "acceptance" in stats else None,
         ebfmi=float(convergence.ebfmi(stats["energy"]).min()) if "energy" in stats else None,
         chains=chains,
         draws=draws,
     )
+
+
+def _function_means(problem: Problem, z: Tensor, x: Any) -> Tensor | None:
+    """The likelihood's means at every draw, all observed sites side by side, ``[S, ...]``."""
+    if x is None:
+        inputs = {name: value for name, value in problem.batch.items() if name != problem.y_name}
+        if problem.density.factorised:
+            some = torch.linspace(0, problem.n - 1, min(problem.n, ROWS)).round().long()
+            inputs |= {name: inputs[name][some] for name in problem.row_names if name in inputs}
+    else:
+        inputs = problem.inputs(x)
+    try:
+        means = [predict(problem, z, inputs, site=site).mean_by_draw.flatten(1) for site in problem.density.observed]
+    except ModelError:  # discrete latents that all rows share, or targets of a shape that predictions do not have
+        return None
+    return torch.cat(means, dim=1) if means else None
+
+
+def _total_log_likelihood(problem: Problem, z: Tensor) -> Tensor | None:
+    """The log likelihood of all rows at every draw, ``[S]``; a part of the draws at a time."""
+    try:
+        return torch.cat([problem.density.log_likelihood(part).sum(-1) for part in z.split(CHUNK)])
+    except NotFactorised:
+        return None

@@ -14,10 +14,7 @@ from bayesdl.posterior.predictive import predict
 from bayesdl.posterior.problem import Problem
 
 if TYPE_CHECKING:
-    import arviz
-
     from bayesdl.posterior.diagnostics import Diagnostics
-    from bayesdl.posterior.summary import Summary
 
 
 class DrawsPosterior(Posterior):
@@ -34,7 +31,6 @@ class DrawsPosterior(Posterior):
         super().__init__(problem, info)
         self.z = z.detach()
         self.stats = dict(stats)
-        self._values: dict[str, Tensor] | None = None  # constrained draws of a posterior loaded without its model
 
     def __repr__(self) -> str:
         """Method, chains and draws."""
@@ -43,29 +39,22 @@ class DrawsPosterior(Posterior):
 
     def unconstrained_draws(self, n: int | None = None, seed: int = 0) -> Tensor:
         """Stored draws ``[n, D]``: all, evenly thinned, or resampled (see the base class)."""
-        return self.z.flatten(0, 1)[self._pick(n, seed)]
-
-    def _pick(self, n: int | None, seed: int) -> Tensor:
-        total = self.z.shape[0] * self.z.shape[1]
+        pooled = self.z.flatten(0, 1)
+        total = len(pooled)
         if n is None or n == total:
-            return torch.arange(total)
+            return pooled
         if n < 1:
             raise MethodError(f"draws(n={n}): n must be at least 1.")
         if n < total:
-            return torch.linspace(0, total - 1, n, dtype=torch.float64).round().long()
-        return torch.randint(total, (n,), generator=_rng.generator(seed, "resample draws"))
+            return pooled[torch.linspace(0, total - 1, n, dtype=torch.float64).round().long()]
+        return pooled[torch.randint(total, (n,), generator=_rng.generator(seed, "resample draws"))]
+
+    def unconstrained_by_chain(self) -> Tensor:
+        """The stored draws, ``[C, S, D]``."""
+        return self.z
 
     def _draw_count(self, most: int) -> int:
         return min(most, self.z.shape[0] * self.z.shape[1])
-
-    def draws(self, n: int | None = None, seed: int = 0) -> dict[str, Tensor]:
-        """Constrained draws ``[n, *shape]`` by site name; they need no model."""
-        pick = self._pick(n, seed)
-        return {name: value.flatten(0, 1)[pick] for name, value in self.draws_by_chain().items()}
-
-    def draws_by_chain(self) -> dict[str, Tensor]:
-        """Constrained draws ``[C, S, *shape]`` by site name."""
-        return self.problem.density.constrain(self.z) if self._values is None else self._values
 
     def function_draws(self, x: Any, *, site: str | None = None, seed: int = 0) -> Tensor:
         """Mean of the likelihood at raw inputs under every draw, ``[C, S, N]`` (classes: ``[C, S, N, K]``)."""
@@ -78,54 +67,28 @@ class DrawsPosterior(Posterior):
         """R-hat and effective sample sizes in function space and per site, divergences, energy.
 
         Args:
-            x: raw inputs at which functions are compared; at most 200 training rows by default.
-        """
-        from bayesdl.posterior.diagnostics import diagnose
+            x: raw inputs at which functions are compared; at most 200 training rows by default. A loaded posterior,
+                which no longer has its training rows, then tells what was found when it was saved.
 
+        Raises:
+            DataError: fewer than 4 draws per chain (an ensemble or a mode has no chains to compare).
+        """
+        from bayesdl.posterior.diagnostics import Diagnostics, diagnose
+
+        if x is None and self._record is not None and self._record.diagnostics is not None:
+            return Diagnostics.from_json(self._record.diagnostics)
         return diagnose(self, x)
 
-    def summary(self) -> Summary:
-        """Mean, sd, quantiles, effective sample sizes and R-hat of every latent, as a table."""
-        from bayesdl.posterior.summary import summarise
-
-        return summarise(self.draws_by_chain())
-
-    def to_arviz(self) -> arviz.InferenceData:
-        """ArviZ InferenceData: posterior, log likelihood, posterior predictive, sample statistics, observed data."""
-        from bayesdl.posterior.arviz_export import to_arviz
-
-        return to_arviz(self)
-
-    def loo(self) -> Any:
-        """PSIS leave-one-out cross-validation with k-hat per row, by ArviZ."""
-        from bayesdl.posterior.arviz_export import loo
-
-        return loo(self)
+    def stored_diagnostics(self) -> dict[str, Any] | None:
+        """``diagnostics()`` as JSON values; None where the chains are too short."""
+        return self.diagnostics().to_json() if self.z.shape[1] >= 4 else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Draws, statistics, and the constrained values of bounded sites."""
-        bounded = {site.name for site in self.problem.density.sites if not site.unbounded}
-        values = self.draws_by_chain()
-        return {
-            "z": self.z,
-            **{f"stats/{name}": value for name, value in self.stats.items()},
-            **{f"site/{name}": values[name] for name in bounded},
-        }
+        """Draws and statistics."""
+        return {"z": self.z, **{f"stats/{name}": value for name, value in self.stats.items()}}
 
     @classmethod
-    def restore(
-        cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any], sites: list[dict[str, Any]]
-    ) -> DrawsPosterior:
-        """Rebuild what ``tensors`` wrote; ``sites`` is the layout in the file, for draws without a model."""
-        stats = {name[6:]: value for name, value in tensors.items() if name.startswith("stats/")}
-        posterior = cls(problem, tensors["z"], stats, info)
-        if problem is None:
-            z = posterior.z
-            posterior._values = {
-                site["name"]: tensors.get(
-                    f"site/{site['name']}",
-                    z[..., site["start"] : site["start"] + site["size"]],
-                ).reshape(*z.shape[:2], *site["shape"])
-                for site in sites
-            }
-        return posterior
+    def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> DrawsPosterior:
+        """Rebuild what ``tensors`` wrote."""
+        stats = {name.removeprefix("stats/"): value for name, value in tensors.items() if name.startswith("stats/")}
+        return cls(problem, tensors["z"], stats, info)

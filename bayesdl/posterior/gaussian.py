@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -66,13 +67,11 @@ class GaussianPosterior(Posterior):
         return {"mean": self.mean, "sd": self.sd, **extra}
 
     @classmethod
-    def restore(
-        cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any], sites: list[dict[str, Any]]
-    ) -> GaussianPosterior:
-        """Rebuild what ``tensors`` wrote; ``sites`` is the layout in the file, for draws without a model."""
+    def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> GaussianPosterior:
+        """Rebuild what ``tensors`` wrote; a prior other than the program's was learnt, and replaces it."""
         if problem is not None and "prior_mean" in tensors:
-            from dataclasses import replace
-
-            density = problem.density.with_gaussian_prior(tensors["prior_mean"], tensors["prior_sd"])
-            problem = replace(problem, density=density)
+            learnt = tensors["prior_mean"], tensors["prior_sd"]
+            own = problem.density.gaussian_prior()
+            if own is None or not (torch.equal(own[0], learnt[0]) and torch.equal(own[1], learnt[1])):
+                problem = replace(problem, density=problem.density.with_gaussian_prior(*learnt))
         return cls(problem, tensors["mean"], tensors["sd"], info)

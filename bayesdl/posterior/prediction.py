@@ -399,7 +399,13 @@ class Prediction:
         """
         if n < 1:
             raise DataError(f"at least one sample must be asked for; got n={n}.")
-        order = torch.randint(self.draws, (n,), generator=generator(seed, "Prediction", "draws"))
+        return self._sample(torch.randint(self.draws, (n,), generator=generator(seed, "Prediction", "draws")), seed)
+
+    def sample_by_draw(self, seed: int = 0) -> Tensor:
+        """One sample of new targets under every single draw, in their order; ``[S, N]`` or ``[S, N, K]``."""
+        return self._sample(torch.arange(self.draws), seed)
+
+    def _sample(self, order: Tensor, seed: int) -> Tensor:
         with isolated(seed, "Prediction", "sample"):
             samples = self._collect(lambda d, _: _sample(d, order), dim=1)
         if self.kind == "real":

@@ -6,17 +6,20 @@ from typing import Any
 
 from bayesdl.errors import MethodError
 from bayesdl.posterior.prediction import Prediction
-from bayesdl.posterior.predictive import predict
+from bayesdl.posterior.predictive import mixture
 from bayesdl.posterior.problem import prepare
 
 
-def prior_predictive(model: Any, data: Any, n: int = 1000, *, seed: int = 0, data_plate: str = "data") -> Prediction:
+def prior_predictive(
+    model: Any, data: Any, n: int = 1000, *, site: str | None = None, seed: int = 0, data_plate: str = "data"
+) -> Prediction:
     """The prior predictive distribution at the inputs of ``data``, in raw units.
 
     Args:
         model: a Pyro program.
         data: as in ``fit``: a ``Dataset``, a pair ``(x, y)``, or a dict; targets only give units and shapes.
         n: number of prior draws; the program runs once for each.
+        site: observed site to predict; the only one by default.
         seed: seed of the draws.
         data_plate: name of the plate over rows.
 
@@ -28,4 +31,4 @@ def prior_predictive(model: Any, data: Any, n: int = 1000, *, seed: int = 0, dat
         raise MethodError(f"prior_predictive(n={n}): n must be at least 1.")
     problem = prepare(model, data, seed=seed, data_plate=data_plate)
     inputs = {name: value for name, value in problem.batch.items() if name != problem.y_name}
-    return predict(problem, problem.density.prior_draws(n, seed), inputs, seed=seed)
+    return mixture(problem, problem.density.prior_draws(n, seed), inputs, site=site, seed=seed)

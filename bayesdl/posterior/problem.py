@@ -37,6 +37,7 @@ class Problem:
         classes: class labels of a classification Dataset.
         seed: seed of the fit.
         data_plate: name of the program's plate over rows.
+        complete: whether ``batch`` holds all rows fitted on; a loaded posterior has only a few of them.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class Problem:
     classes: tuple[str, ...]
     seed: int
     data_plate: str = "data"
+    complete: bool = True
 
     @property
     def n(self) -> int:
@@ -66,8 +68,7 @@ class Problem:
     @property
     def scaled(self) -> bool:
         """Whether model units differ from raw units."""
-        scaler = self.scaler
-        return not bool((scaler.x_mean == 0).all() and (scaler.x_scale == 1).all() and scaler.y_scale == 1)
+        return changes_units(self.scaler)
 
     @property
     def row_names(self) -> tuple[str, ...]:
@@ -88,6 +89,13 @@ class Problem:
                 "which one to predict: predict(x, site=...)."
             )
         return observed[0]
+
+    @property
+    def draws_anew(self) -> bool:
+        """Whether ``predict`` draws more than the target: latents in the data plate, or observed sites before it."""
+        density = self.density
+        local = any(site.scope == "local" for site in density.sites)
+        return local or bool(density.structure.discrete) or len(density.observed) > 1
 
     def minibatch(self, index: Tensor) -> dict[str, Any]:
         """The rows ``index`` ``[B]``, or ``[C, B]`` for one batch per chain, of every row argument."""
@@ -110,47 +118,68 @@ class Problem:
         """The program's arguments, without the target, for raw inputs ``x`` (or a dict of them).
 
         Raises:
-            DataError: wrong columns, or values that are not finite.
+            DataError: wrong columns, arguments of different lengths, or values that are not finite.
         """
-        if isinstance(x, Mapping):
-            return {name: self._argument(name, value) for name, value in x.items()}
-        if self.x_name is None:
-            raise DataError("This model was fitted on a dict of arguments; predict takes the same without the target.")
-        value = _finite(_tensor(x), "x")
-        return {self.x_name: self._argument(self.x_name, self.scaler.x(value) if self.scaled else value)}
+        if not isinstance(x, Mapping):
+            if self.x_name is None:
+                raise DataError("This model was fitted on a dict of arguments; predict takes the same without target.")
+            x = {self.x_name: x}
+        arguments = {name: self._argument(name, value) for name, value in x.items()}
+        lengths = {name: len(arguments[name]) for name in self.row_names if isinstance(arguments.get(name), Tensor)}
+        if len(set(lengths.values())) > 1:
+            first, *others = lengths
+            other = next(name for name in others if lengths[name] != lengths[first])
+            raise DataError(f"{first} has {lengths[first]} rows and {other} has {lengths[other]}.")
+        if isinstance(self.model, BayesianNetwork) and self.x_name in arguments:
+            self.model.check_data(arguments[str(self.x_name)], arguments.get(str(self.y_name)))
+        return arguments
 
-    def labelled(self, x: Any, y: Any) -> dict[str, Any]:
-        """The program's arguments for raw inputs and raw targets.
+    def labelled(self, x: Any, y: Any = None) -> dict[str, Any]:
+        """The program's arguments for raw inputs and raw targets, or for one dict of both.
 
         Raises:
-            DataError: lengths differ, wrong columns, or values that are not finite.
+            DataError: missing arguments, lengths differ, wrong columns, or values that are not finite.
         """
-        arguments = self.inputs(x)
-        if self.y_name is None or self.x_name is None:
+        if isinstance(x, Mapping):
+            given = dict(x) if y is None or self.y_name is None else {**x, self.y_name: y}
+        elif self.y_name is None or self.x_name is None:
             raise DataError("This model was fitted on a dict of arguments; pass them as one dict, with y=None.")
-        target = _finite(_tensor(y), "y")
-        if len(target) != len(arguments[self.x_name]):
-            raise DataError(f"x has {len(arguments[self.x_name])} rows and y has {len(target)}.")
-        example = self.batch[self.y_name]
-        if target.dim() == example.dim() + 1 and target.shape[-1] == 1:
-            target = target.squeeze(-1)
-        target = self.scaler.y(target).to(dtype=example.dtype, device=example.device)
-        if isinstance(self.model, BayesianNetwork):
-            self.model.check_data(arguments[self.x_name], target)
-        return {**arguments, self.y_name: target}
+        else:
+            given = {self.x_name: x} if y is None else {self.x_name: x, self.y_name: y}
+        missing = [name for name in self.row_names if name not in given]
+        if missing:
+            raise DataError(f"The log likelihood needs {', '.join(missing)} as well: pass x and y, or a dict of all.")
+        return self.inputs(given)
 
     def _argument(self, name: str, value: Any) -> Any:
+        """One argument, from raw units to the model's, in the type that it had in the fit."""
         example = self.batch.get(name)
-        value = _tensor(value) if isinstance(value, Tensor | np.ndarray | list) else value
-        if not isinstance(value, Tensor) or not isinstance(example, Tensor):
+        array = isinstance(value, Tensor | np.ndarray | list) or hasattr(value, "to_numpy")
+        if not (array or name in (self.x_name, self.y_name)):
             return value
-        value = _finite(value, name)
+        value = _finite(_tensor(value), name)
+        if not isinstance(example, Tensor):
+            return value
+        if name == self.y_name and value.dim() == example.dim() + 1 and value.shape[-1] == 1:
+            value = value.squeeze(-1)
         if value.dim() != example.dim():
             raise DataError(
                 f"{name} has shape {tuple(value.shape)}; the model was fitted on {tuple(example.shape)}: "
                 "the number of dimensions must agree (a single row needs its row dimension)."
             )
+        if self.scaled and name in (self.x_name, self.y_name):
+            value = self.scaler.x(value) if name == self.x_name else self.scaler.y(value)
+        if value.is_floating_point() and not example.is_floating_point():
+            broken = value[value != value.round()]
+            if len(broken):
+                raise DataError(f"{name} must hold whole numbers, as in the fit; it holds {float(broken[0]):g}.")
         return value.to(dtype=example.dtype, device=example.device)
+
+
+def changes_units(scaler: Scaler) -> bool:
+    """Whether a scaler does anything."""
+    same = (scaler.x_mean == 0).all() and (scaler.x_scale == 1).all() and scaler.y_mean == 0 and scaler.y_scale == 1
+    return not bool(same)
 
 
 def prepare(

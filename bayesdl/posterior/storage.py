@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,14 +16,16 @@ from torch import Tensor
 from bayesdl import _files
 from bayesdl.data import RowIds, Scaler
 from bayesdl.density import LogDensity
-from bayesdl.errors import BayesdlError, FileError, ModelMismatch, ModelRequired
+from bayesdl.errors import DataError, FileError, MethodError, ModelMismatch, ModelRequired
 from bayesdl.models import BayesianNetwork
-from bayesdl.posterior.base import Posterior
-from bayesdl.posterior.problem import Problem
+from bayesdl.posterior import layout
+from bayesdl.posterior.base import Posterior, Record
+from bayesdl.posterior.problem import Problem, changes_units
 
 FORMAT = 1
 PROBE_ROWS = 4
 """Training rows that are stored with a posterior, by which the model is recognised."""
+JSON, TENSORS, NEXT = "posterior.json", "posterior.safetensors", "posterior.next.safetensors"
 
 KINDS = {
     "draws": "bayesdl.posterior.draws:DrawsPosterior",
@@ -31,7 +37,10 @@ KINDS = {
 
 
 def save(posterior: Posterior, path: Path) -> Path:
-    """Write ``posterior.json`` and ``posterior.safetensors`` into the folder ``path``, each atomically.
+    """Write ``posterior.json`` and ``posterior.safetensors`` into the folder ``path``.
+
+    The two belong together by a hash of the tensors. A save that is killed at any moment leaves the posterior that was
+    there before, or the new one.
 
     Args:
         posterior: what to save.
@@ -39,15 +48,18 @@ def save(posterior: Posterior, path: Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        DataError: an argument of the program is neither a tensor nor JSON.
     """
     problem = posterior.problem
     probe, plain = _probe(problem)
-    point = posterior.unconstrained_draws(2, seed=0) if posterior.kind in ("draws", "gaussian") else None
+    _check_json(plain)
+    point = _check_points(posterior)
     tensors = {f"posterior/{name}": value for name, value in posterior.tensors().items()}
     tensors |= {f"probe/{name}": value for name, value in probe.items()}
     tensors |= {f"scaler/{name}": value for name, value in problem.scaler.state().items()}
-    if point is not None:
-        tensors["check/z"], tensors["check/log_density"] = point, _fresh(problem, probe, plain).log_density(point)
+    tensors |= {"check/z": point, "check/log_density": _density(problem, {**probe, **plain}).log_density(point)}
     model: dict[str, Any] | None = None
     if isinstance(problem.model, BayesianNetwork):
         try:
@@ -55,16 +67,21 @@ def save(posterior: Posterior, path: Path) -> Path:
             tensors |= {f"constants/{name}": value for name, value in problem.model.constants().items()}
         except ModelRequired:
             model = None
+    stamp = _stamp(tensors)
     description = {
         "format": FORMAT,
+        "tensors": stamp,
         "kind": posterior.kind,
         "info": posterior.info,
+        "diagnostics": posterior.stored_diagnostics(),
         "model": model,
-        "sites": _layout(problem),
+        "dtype": str(problem.density.dtype),
+        "sites": layout.describe(problem.density),
         "data": {
             "x_name": problem.x_name,
             "y_name": problem.y_name,
             "plain": plain,
+            "complete": problem.complete and all(len(probe[n]) == len(problem.batch[n]) for n in problem.row_names),
             "rows": None if problem.rows is None else problem.rows.to_json(),
             "prior_rows": None if problem.prior_rows is None else problem.prior_rows.to_json(),
             "task": problem.task,
@@ -75,8 +92,10 @@ def save(posterior: Posterior, path: Path) -> Path:
             "likelihood_temperature": problem.density.likelihood_temperature,
         },
     }
-    _files.write_tensors(path / "posterior.safetensors", tensors)
-    _files.write_json(path / "posterior.json", description)
+    # The description, which names the tensors by their hash, is the switch from the old posterior to the new one.
+    _files.write_tensors(path / NEXT, tensors, stamp)
+    _files.write_json(path / JSON, description)
+    os.replace(path / NEXT, path / TENSORS)
     return path
 
 
@@ -84,7 +103,8 @@ def load(path: str | Path, model: Any = None) -> Posterior:
     """Read a posterior that ``Posterior.save`` wrote.
 
     A ``BayesianNetwork`` made of known layers, priors and likelihoods is rebuilt from the file. Any other model is code
-    and comes from the caller; without it draws and statistics can be read, and ``predict`` says what is missing.
+    and comes from the caller; without it draws, summary and diagnostics can be read, and ``predict`` says what is
+    missing.
 
     Args:
         path: the folder.
@@ -95,42 +115,88 @@ def load(path: str | Path, model: Any = None) -> Posterior:
         ModelMismatch: the model has other sites, or other numbers on the stored probe.
     """
     folder = Path(path)
-    description = _files.read_json(folder / "posterior.json")
-    tensors, _ = _files.read_tensors(folder / "posterior.safetensors")
+    description, tensors = _read(folder)
     try:
-        return _restore(description, tensors, model)
-    except BayesdlError:
+        kind, record, fields = _decode(description, tensors)
+        problem = None
+        if model is None and description["model"] is not None:
+            own = BayesianNetwork.from_config(description["model"])
+            own.load_constants(_part(tensors, "constants/"))
+            problem = _problem(own, fields, description, tensors)
+    except (FileError, ModelRequired):
         raise
-    except Exception as error:  # a damaged description, or another model, can fail anywhere and in any way
-        reason = f"{type(error).__name__}: {error}"
-        if model is not None:
+    except Exception as error:  # a damaged description can fail anywhere and in any way
+        raise _damaged(folder, error) from error
+    if model is not None:
+        try:
+            problem = _problem(model, fields, description, tensors)
+        except ModelMismatch:
+            raise
+        except Exception as error:  # so can another model
             raise ModelMismatch(
-                f"The model does not run on the rows that are stored in {folder} ({reason}). Is it the fitted one?"
+                f"The model does not run on the rows that are stored in {folder} ({type(error).__name__}: {error}). Is "
+                "it the fitted one?"
             ) from error
-        raise FileError(f"{folder} does not hold a posterior of bayesdl, or a damaged one ({reason}).") from error
+    try:
+        posterior = kind.restore(problem, _part(tensors, "posterior/"), description["info"])
+    except (FileError, ModelRequired, ModelMismatch):
+        raise
+    except Exception as error:  # as above
+        raise _damaged(folder, error) from error
+    posterior._record = record
+    return posterior
 
 
-def _restore(description: Any, tensors: dict[str, Tensor], model: Any) -> Posterior:
-    if description["format"] != FORMAT:
-        raise FileError(f"The posterior has format {description['format']}; this version of bayesdl reads {FORMAT}.")
-    module, _, name = KINDS[description["kind"]].partition(":")
-    kind: type[Posterior] = getattr(import_module(module), name)
-    if model is None and description["model"] is not None:
-        model = BayesianNetwork.from_config(description["model"])
-        model.load_constants(_part(tensors, "constants/"))
-    problem = None if model is None else _problem(model, description, tensors)
-    return kind.restore(problem, _part(tensors, "posterior/"), description["info"], description["sites"])
+def _damaged(folder: Path, error: Exception) -> FileError:
+    return FileError(
+        f"{folder} does not hold a posterior of bayesdl, or a damaged one ({type(error).__name__}: {error})."
+    )
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The description and the tensors that belong to it."""
+    description = _files.read_json(folder / JSON)
+    if not isinstance(description, dict):
+        raise FileError(f"{folder / JSON} does not hold a posterior of bayesdl.")
+    # The second name is that of a save that was killed before its last step.
+    for name in [name for name in (TENSORS, NEXT) if (folder / name).exists()] or [TENSORS]:
+        tensors, header = _files.read_tensors(folder / name)
+        if header == description.get("tensors") == _stamp(tensors):
+            return description, tensors
+    raise FileError(f"{folder / TENSORS} is damaged, or belongs to another posterior than {JSON} beside it.")
+
+
+def _stamp(tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE2b of names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_json(plain: dict[str, Any]) -> None:
+    for name, value in plain.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"The program's argument {name!r} is a {type(value).__name__}, which a file cannot hold: give it as a "
+                "tensor, a number, text, or a list of these, or let the program close over it."
+            ) from None
+
+
+def _check_points(posterior: Posterior) -> Tensor:
+    """Two points at which the density is stored: draws, or of a posterior over functions draws from the prior."""
+    try:
+        return posterior.unconstrained_draws(2, seed=0)
+    except MethodError:
+        return posterior.problem.density.prior_draws(2, seed=0)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _layout(problem: Problem) -> list[dict[str, Any]]:
-    return [
-        {"name": s.name, "shape": list(s.shape), "start": s.start, "size": s.size, "support": s.support}
-        for s in problem.density.sites
-    ]
 
 
 def _probe(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -142,55 +208,65 @@ def _probe(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: value for name, value in batch.items() if isinstance(value, Tensor)}, plain
 
 
-def _fresh(problem: Problem, probe: dict[str, Tensor], plain: dict[str, Any]) -> LogDensity:
-    return LogDensity(problem.model, {**probe, **plain}, data_plate=problem.data_plate)
-
-
-def _problem(model: Any, description: dict[str, Any], tensors: dict[str, Tensor]) -> Problem:
-    data = description["data"]
-    batch = {**_part(tensors, "probe/"), **data["plain"]}
-    options = {name: data[name] for name in ("data_plate", "temperature", "likelihood_temperature")}
-    density = LogDensity(model, batch, **options)
-    problem = Problem(
-        model=model,
-        density=density,
-        batch=batch,
-        x_name=data["x_name"],
-        y_name=data["y_name"],
-        scaler=Scaler.from_state(_part(tensors, "scaler/")),
-        rows=None if data["rows"] is None else RowIds.from_json(data["rows"]),
-        prior_rows=None if data["prior_rows"] is None else RowIds.from_json(data["prior_rows"]),
-        task=data["task"],
-        classes=tuple(data["classes"]),
-        seed=data["seed"],
-        data_plate=data["data_plate"],
+def _density(problem: Problem, batch: dict[str, Any]) -> LogDensity:
+    """The density over the probe, under the program's own prior."""
+    whole = problem.density
+    return LogDensity(
+        problem.model,
+        batch,
+        data_plate=problem.data_plate,
+        temperature=whole.temperature,
+        likelihood_temperature=whole.likelihood_temperature,
     )
-    _recognise(problem, description, tensors)
-    return problem
 
 
-def _recognise(problem: Problem, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _decode(description: Any, tensors: dict[str, Tensor]) -> tuple[type[Posterior], Record, dict[str, Any]]:
+    """What the file says that does not depend on the model: kind, record, and the fields of ``Problem``."""
+    if description["format"] != FORMAT:
+        raise FileError(f"The posterior has format {description['format']}; this version of bayesdl reads {FORMAT}.")
+    module, _, name = KINDS[description["kind"]].partition(":")
+    kind: type[Posterior] = getattr(import_module(module), name)
+    data = description["data"]
+    fields = {
+        "batch": {**_part(tensors, "probe/"), **data["plain"]},
+        "scaler": Scaler.from_state(_part(tensors, "scaler/")),
+        "rows": None if data["rows"] is None else RowIds.from_json(data["rows"]),
+        "prior_rows": None if data["prior_rows"] is None else RowIds.from_json(data["prior_rows"]),
+        "classes": tuple(data["classes"]),
+        **{name: data[name] for name in ("x_name", "y_name", "task", "seed", "data_plate", "complete")},
+    }
+    units = "scaled" if changes_units(fields["scaler"]) else "raw"
+    return kind, Record(description["sites"], units, description["diagnostics"]), fields
+
+
+def _problem(model: Any, fields: dict[str, Any], description: Any, tensors: dict[str, Tensor]) -> Problem:
+    options = {name: description["data"][name] for name in ("data_plate", "temperature", "likelihood_temperature")}
+    density = LogDensity(model, fields["batch"], **options)
+    _recognise(density, description, tensors)
+    return Problem(model=model, density=density, **fields)
+
+
+def _recognise(density: LogDensity, description: Any, tensors: dict[str, Tensor]) -> None:
     """Compare the model with the one that the posterior was fitted with.
 
     Raises:
         ModelMismatch: they differ.
     """
-    got, wanted = _layout(problem), description["sites"]
+    got, wanted = layout.describe(density), description["sites"]
     if got != wanted:
-        different = [f"{a['name']} {a['shape']} instead of {b['name']} {b['shape']}"
+        different = [f"{a['name']} {a['shape']} on {a['support']} instead of {b['name']} {b['shape']} on {b['support']}"
                      for a, b in zip(got, wanted, strict=False) if a != b]  # fmt: skip
         raise ModelMismatch(
             f"The model has {len(got)} latent sites, the posterior {len(wanted)}; first difference: "
             f"{different[0] if different else 'their number'}."
         )
-    if "check/z" not in tensors:
-        return
-    probe = {name: value for name, value in problem.batch.items() if isinstance(value, Tensor)}
-    plain = {name: value for name, value in problem.batch.items() if not isinstance(value, Tensor)}
-    now = _fresh(problem, probe, plain).log_density(tensors["check/z"].to(problem.density.dtype))
-    then = tensors["check/log_density"]
-    if not torch.allclose(now.double(), then.double(), rtol=1e-4, atol=1e-3):
+    if str(density.dtype) != description["dtype"]:
+        raise ModelMismatch(f"The model computes in {density.dtype}, the fitted one in {description['dtype']}.")
+    then = tensors["check/log_density"].double()
+    now = density.log_density(tensors["check/z"]).double()
+    tolerance = 1e-8 if density.dtype == torch.float64 else 1e-4
+    if not torch.allclose(now, then, rtol=tolerance, atol=tolerance, equal_nan=True):
         raise ModelMismatch(
-            f"The model gives the log density {float(now[0]):.6g} where the fitted one gave {float(then[0]):.6g}: same "
+            f"The model gives the log density {float(now[0]):.8g} where the fitted one gave {float(then[0]):.8g}: same "
             "sites, but another likelihood, prior, or architecture."
         )

@@ -15,6 +15,8 @@ from bayesdl.posterior.tables import render
 COLUMNS = ("mean", "sd", "5%", "50%", "95%", "ess_bulk", "ess_tail", "rhat")
 SHOWN = 40
 """Entries of one site that the printed table shows; the object has all."""
+QUANTILE_CELLS = 2**22
+"""Draws times entries whose quantiles are taken at once: ``torch.quantile`` refuses more than 2**24."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,8 @@ def summarise(draws: Mapping[str, Tensor]) -> Summary:
     for site, value in draws.items():
         flat = value.flatten(2).double() if value.dim() > 2 else value[..., None].double()
         pooled = flat.flatten(0, 1)
-        levels = torch.tensor([0.05, 0.5, 0.95], dtype=pooled.dtype)
         columns = [pooled.mean(0), pooled.std(0) if len(pooled) > 1 else torch.zeros(pooled.shape[1])]
-        columns += list(torch.quantile(pooled, levels, dim=0))
+        columns += list(_quantiles(pooled))
         if flat.shape[1] >= 4:
             columns += [convergence.ess_bulk(flat), convergence.ess_tail(flat), convergence.rhat(flat)]
         else:
@@ -63,6 +64,13 @@ def summarise(draws: Mapping[str, Tensor]) -> Summary:
         for position, name in enumerate(names):
             entries[name] = {c: float(column[position]) for c, column in zip(COLUMNS, columns, strict=True)}
     return Summary(entries)
+
+
+def _quantiles(pooled: Tensor) -> Tensor:
+    """The quantiles 5%, 50% and 95% of every column of ``[S, d]``, a few columns at a time; ``[3, d]``."""
+    levels = torch.tensor([0.05, 0.5, 0.95], dtype=pooled.dtype, device=pooled.device)
+    width = max(1, QUANTILE_CELLS // len(pooled))
+    return torch.cat([torch.quantile(part, levels, dim=0) for part in pooled.split(width, dim=1)], dim=1)
 
 
 def _entry_names(site: str, shape: torch.Size) -> list[str]:

@@ -306,3 +306,11 @@ def test_tiny_delta_never_prints_as_certainty() -> None:
     _, fitted, unseen = parts()
     certificate = certify(Thresholds(fitted.rows, None), unseen, delta=1e-14)
     assert "probability at least 0.99999999999999 " in certificate.statement()
+
+
+def test_a_share_of_delta_prints_in_few_digits_and_never_more_than_it_is() -> None:
+    _, fitted, unseen = parts()
+    for k, printed in ((5, "0.99"), (3, "0.9833333")):
+        certificate = certify([Thresholds(fitted.rows, None)] * k, unseen, delta=0.05)[0]
+        assert f"probability at least {printed} " in certificate.statement()
+        assert float(printed) <= 1 - certificate.delta

@@ -1,0 +1,217 @@
+"""Every script in examples/ runs, says something true, draws something, and writes nowhere but where it is told to."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+Result = dict[str, Any]
+
+
+def schools(result: Result) -> None:
+    means = result["means"]
+    assert means["mu"]["exact"] == pytest.approx(4.40, abs=0.01)
+    assert means["tau"]["exact"] == pytest.approx(3.60, abs=0.01)
+    assert len(means) == 10
+    assert all(abs(row["errors"]) < 4 for row in means.values()), means
+    assert result["rhat"] < 1.05
+    assert result["divergences"] < 5
+
+
+def mixture(result: Result) -> None:
+    for label in ("NUTS", "mean-field VI", "MAP"):
+        assert result[label]["means"] == pytest.approx(result["species"], abs=0.35)
+        assert result[label]["accuracy"] > 0.92
+    # The component that overlaps with none is found by all; on the ridge between the others mean-field VI is too sure.
+    assert result["mean-field VI"]["means"][0] == pytest.approx(result["NUTS"]["means"][0], abs=0.02)
+    sure, right = (np.array(result[label]["sd"][1:]) for label in ("mean-field VI", "NUTS"))
+    assert (sure < 0.75 * right).all()
+    assert result["rhat"] < 1.15
+
+
+def linear_regression(result: Result) -> None:
+    assert result["MAP"]["deviation"] < 1e-5
+    assert result["mean-field VI"]["deviation"] < 0.03
+    for label in ("SGLD", "HMC", "NUTS"):
+        assert result[label]["deviation"] < 4, label
+    exact = np.array(result["NUTS"]["expected"])
+    assert (np.array(result["mean-field VI"]["sd"]) < 0.6 * exact).all()
+    assert (np.array(result["SGLD"]["expected"]) > exact).all()
+
+
+def gap(result: Result) -> None:
+    narrow, wide = (result["widths"][width] for width in (2, 32))
+    for moments in (narrow, wide):
+        assert abs(moments["ratio"] - 1) < 4 * moments["ratio error"]
+    assert wide["mean"] < 0.5 * narrow["mean"]
+    assert wide["sd"] < narrow["sd"]
+    assert result["sd in the gap"] > 3 * result["sd at the data"]
+
+
+def certificate(result: Result) -> None:
+    rows = result["shares"]
+    for row in rows.values():
+        assert row["risk"] < row["bound"] < 0.3
+        assert row["test risk"] < row["bound"]
+        assert row["hold-out risk"] < row["hold-out bound"] < 0.3
+        # The bound is the kl inversion of its two terms, at a risk raised for the Monte-Carlo step.
+        risk, bound = row["risk"], row["bound"]
+        kl = risk * np.log(risk / bound) + (1 - risk) * np.log((1 - risk) / (1 - bound))
+        assert kl > row["KL / n"] + row["log / n"]
+    kls = [row["kl"] for row in rows.values()]
+    assert kls == sorted(kls, reverse=True)
+    assert result["bound"] == min(row["bound"] for row in rows.values())
+    assert result["alone"] < result["bound"]
+    assert result["delta"] == pytest.approx(0.05 / len(rows))
+
+
+def counts(result: Result) -> None:
+    for period, average, tolerance in (("1851-1880", 3.3, 0.35), ("1900-1961", 0.903, 0.15)):
+        assert result[period]["average"] == pytest.approx(average, abs=1e-3)
+        assert result[period]["rate"] == pytest.approx(average, abs=tolerance)
+    low, middle, high = result["fall"]
+    assert result["change"] == 1890.5
+    assert low < result["change"] < high
+    assert 1886 < middle < 1895
+
+
+def demo(result: Result) -> None:
+    assert result["identical"]
+    methods = {"MAP", "deep ensemble", "mean-field VI", "SGLD", "NUTS", "NNGP"}
+    assert set(result["diabetes"]) == set(result["breast_cancer"]) == methods
+    for label in methods:
+        assert 45 < result["diabetes"][label]["rmse"] < 75, label  # 77 is the standard deviation of the target
+        assert result["breast_cancer"][label]["accuracy"] > 0.88, label
+        assert result["breast_cancer"][label]["nll"] < 0.35, label
+    assert 0 < result["diabetes"]["NUTS"]["epistemic_share"] < 0.5
+    assert result["diabetes"]["MAP"]["epistemic_share"] == 0
+    variational, held_out = (result["certificates"][label] for label in ("mean-field VI", "NUTS"))
+    assert variational["theorem"] == "PAC-Bayes-kl"
+    assert held_out["theorem"] == "binomial tail"
+    for found in (variational, held_out):
+        assert found["risk"] < found["bound"] < 0.25
+
+
+CHECKS: dict[str, Callable[[Result], None]] = {
+    "certificate": certificate,
+    "counts": counts,
+    "demo": demo,
+    "gap": gap,
+    "hierarchical_regression": schools,
+    "linear_regression": linear_regression,
+    "mixture": mixture,
+}
+
+
+def load(script: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{script.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+WRITTEN: list[Path] | None = None
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if WRITTEN is None:
+        return
+    if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        path, mode, flags = arguments
+        writes = any(letter in mode for letter in "wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR)
+        if writes:
+            WRITTEN.append(Path(os.fsdecode(path)).resolve())
+    elif event == "os.rename":
+        WRITTEN.append(Path(os.fsdecode(arguments[1])).resolve())
+
+
+@pytest.fixture(scope="module")
+def audit() -> Callable[[], Any]:
+    """A context manager that lists every file that is opened for writing, or moved, inside it."""
+    sys.addaudithook(_hook)  # stays until the process ends, and does nothing outside the block
+
+    @contextmanager
+    def watch() -> Iterator[list[Path]]:
+        global WRITTEN
+        WRITTEN = found = []
+        try:
+            yield found
+        finally:
+            WRITTEN = None
+
+    return watch
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_example(
+    script: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    audit: Callable[[], Any],
+) -> None:
+    assert script.stem in CHECKS, f"{script.name} is new: say in CHECKS what its numbers must be"
+    module = load(script, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "here"
+    with audit() as written:
+        result = module.main(["--quick", "--out", str(out)])
+    elsewhere = [path for path in written if not path.is_relative_to(out) and path != Path(os.devnull)]
+    assert not elsewhere
+    assert list(tmp_path.iterdir()) == [out]
+
+    CHECKS[script.stem](result)
+    json.dumps(result, allow_nan=False)
+    printed = capsys.readouterr()
+    assert "┃" in printed.out
+    pictures = list(out.rglob("*.png"))
+    assert pictures
+    for picture in pictures:
+        assert f"wrote {picture}" in printed.out
+        pixels = matplotlib.image.imread(picture)
+        height, width, _ = pixels.shape
+        assert min(height, width) > 400
+        inside = pixels[height // 10 : -height // 10, width // 10 : -width // 10, :3]
+        assert len(np.unique((inside * 255).astype(np.uint8).reshape(-1, 3), axis=0)) > 100
+        assert inside.std() > 0.05
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_says_what_the_example_shows(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script.name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python examples/{script.name} --out" in text
+    assert "--quick" in text
+
+
+def test_the_quadrature_of_eight_schools_equals_reference_draws(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = load(ROOT / "examples" / "hierarchical_regression.py", monkeypatch).exact()
+    with np.load(shared / "data/posteriordb/eight_schools-eight_schools_noncentered/reference.npz") as reference:
+        names, mean, sd = (reference[key] for key in ("names", "mean", "sd"))
+    ours = [*exact["theta"].tolist(), exact["mu"], exact["tau"]]
+    assert list(names) == [*(f"theta[{k}]" for k in range(1, 9)), "mu", "tau"]
+    # The reference is the mean of 10,000 almost independent draws.
+    assert np.abs((np.array(ours) - mean) / (sd / 100)).max() < 4
