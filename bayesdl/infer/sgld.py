@@ -65,8 +65,8 @@ class SGLD(Method):
     ``step_size=None`` sets ``1 / max(lambda, V/4)``, with lambda the largest curvature (power iteration on gradient
     differences, largest over the chains) and V the largest gradient variance of a coordinate, at the start and again
     after 10, 20, 40, ... steps of warm-up and at its end; it at most doubles at each and is constant afterwards. The
-    variance along the stiffest direction is then about a third too large, that along others less. Should warm-up explode,
-    it goes back to its last good point with half the step.
+    variance along the stiffest direction is then about a third too large, that along others less. Should warm-up
+    explode, it goes back to its last good point with half the step.
 
     Under a schedule the states are weighted by their step sizes, as they must be: the draws are taken at equal
     distances of Langevin time (the sum of step sizes), so that the posterior's draws have equal weights.
