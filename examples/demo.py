@@ -26,7 +26,7 @@ TOY_PRIOR = bdl.priors.Normal("fan_in", w_std=4.0, b_std=1.5)  # functions that 
 def network(data: bdl.Dataset) -> bdl.BayesianNetwork:
     """One hidden layer, sized to the data; a standardised target wants a prior over functions of about unit size."""
     prior = bdl.priors.Normal("fan_in", w_std=1.0, b_std=0.5) if data.task == "regression" else None
-    return bdl.models.mlp(data, hidden=(10,), activation="relu", prior=prior)
+    return bdl.models.mlp(data, hidden=(16,), activation="relu", prior=prior)
 
 
 def methods(quick: bool, thin: int = 60) -> dict[str, bdl.Method]:
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     out, quick, progress = options.out, options.quick, False if options.quick else None
     out.mkdir(parents=True, exist_ok=True)
-    regression = run("diabetes", out, quick, 160, progress)
+    regression = run("diabetes", out, quick, 120, progress)
     classifiers = run("breast_cancer", out, quick, 80, progress)
     certified = certificates(classifiers, quick, progress)
     same = reload(classifiers, out)

@@ -131,7 +131,7 @@ def diagnose(posterior: DrawsPosterior, x: Any = None) -> Diagnostics:
             f"({posterior.info.get('method', 'it')} is no sampler)."
         )
     flat, function, total = posterior.z.flatten(0, 1), None, None
-    problem = posterior._problem
+    problem = posterior._problem if x is None else posterior.problem
     if problem is not None:
         function = _function_means(problem, flat, x)
         total = _total_log_likelihood(problem, flat)

@@ -50,11 +50,12 @@ def save(posterior: Posterior, path: Path) -> Path:
         The folder.
 
     Raises:
-        DataError: an argument of the program is neither a tensor nor JSON.
+        DataError: an argument of the program is neither a tensor nor JSON, or an entry of ``info`` is not JSON.
     """
     problem = posterior.problem
     probe, plain = _probe(problem)
-    _check_json(plain)
+    _check_json({f"The program's argument {name!r}": value for name, value in plain.items()})
+    _check_json({f"posterior.info[{name!r}]": value for name, value in posterior.info.items()})
     point = _check_points(posterior)
     tensors = {f"posterior/{name}": value for name, value in posterior.tensors().items()}
     tensors |= {f"probe/{name}": value for name, value in probe.items()}
@@ -176,14 +177,14 @@ def _stamp(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_json(plain: dict[str, Any]) -> None:
-    for name, value in plain.items():
+def _check_json(values: dict[str, Any]) -> None:
+    for name, value in values.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError):
             raise DataError(
-                f"The program's argument {name!r} is a {type(value).__name__}, which a file cannot hold: give it as a "
-                "tensor, a number, text, or a list of these, or let the program close over it."
+                f"{name} is of type {type(value).__name__}, which a file cannot hold: give it as a tensor, a number, "
+                "text, or a list of these, or let the program close over it."
             ) from None
 
 

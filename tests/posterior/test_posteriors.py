@@ -241,12 +241,8 @@ def test_text_of_posteriors() -> None:
 def test_nothing_global_changes() -> None:
     data = dataset("classes")
     posterior = bdl.fit(network("classes"), data, bdl.MeanFieldVI(steps=3))
-    pyro.get_param_store()["mine"] = torch.zeros(1)
-    try:
-        with untouched():
-            posterior.predict(data.x).sample(3)
-            posterior.log_likelihood(data.x, data.y)
-            posterior.summary()
-            bdl.prior_predictive(network("classes"), data, 20)
-    finally:
-        del pyro.get_param_store()["mine"]
+    with untouched():
+        posterior.predict(data.x).sample(3)
+        posterior.log_likelihood(data.x, data.y)
+        posterior.summary()
+        bdl.prior_predictive(network("classes"), data, 20)
