@@ -84,8 +84,10 @@ def test_units_of_the_groups_are_raw() -> None:
     np.testing.assert_allclose(found.observed_data["y"].values, data.y.numpy(), rtol=1e-12)
     rows = posterior.log_likelihood(data.x, data.y).numpy()
     np.testing.assert_allclose(found.log_likelihood["y"].values.reshape(200, -1), rows, rtol=1e-9, atol=1e-9)
-    means = posterior.function_draws(data.x).numpy()
-    assert np.corrcoef(found.posterior_predictive["y"].values.mean((0, 1)), means.mean((0, 1)))[0, 1] > 0.9
+    noise = posterior.draws_by_chain()["noise"][..., None] * data.y.std(correction=0)
+    away = (found.posterior_predictive["y"].values - posterior.function_draws(data.x).numpy()) / noise.numpy()
+    assert abs(away.std() - 1) < 4 / math.sqrt(2 * away.size)
+    assert abs(away.mean()) < 4 / math.sqrt(away.size)
     assert set(found.posterior) == {site.name for site in posterior.problem.density.sites}
 
 
