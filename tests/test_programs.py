@@ -74,7 +74,7 @@ def test_nuts_finds_the_slopes() -> None:
     x = torch.stack([X, GROUP.float()], 1)
     posterior = bdl.NUTS(chains=4, warmup=200, draws=200).fit(hierarchical, (x, Y), progress=False)
     slope = posterior.draws()["slope"]
-    least_squares = torch.stack([(X * Y)[GROUP == g].sum() / X[GROUP == g].square().sum() for g in range(4)])
+    least_squares = torch.stack([(X * Y)[g == GROUP].sum() / X[g == GROUP].square().sum() for g in range(4)])
     # Shrinkage towards the common mean is far smaller than the posterior's own width here.
     assert ((slope.mean(0) - least_squares).abs() < 2 * slope.std(0)).all()
     assert posterior.diagnostics().rhat < 1.05
