@@ -66,8 +66,8 @@ class GuideVI(Method):
         return super().settings() | {"guide": guide_name(self.guide)}
 
     def work(self, problem: Problem) -> Work:
-        """One gradient of all draws a step; the search for a start comes on top."""
-        return Work(self.samples, self.steps, 2, "and a short MAP to start from")
+        """One gradient of all draws a step; the guide's handlers and the search for a start come on top."""
+        return Work(self.samples, self.steps, 2, "plus the guide's own run under Pyro, and a short MAP")
 
     def _fit(self, problem: Problem, run: Run) -> GuidePosterior:
         if run.init is not None and not takes_start(self.guide):
