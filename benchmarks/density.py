@@ -3,8 +3,8 @@
     python benchmarks/density.py
 
 One network (10-16-1, relu, Gaussian likelihood with unknown noise, 442 rows, float32), for 1 to 256 chains at once. All
-three give the same numbers; this is checked before anything is timed. Times are medians over repetitions of one thread,
-taken in turns in one run, so that their ratios mean something on any machine.
+three give the same numbers; this is checked before anything is timed. Times are medians over blocks of calls, taken in
+turns in one run and on one thread, so that their ratios mean something on any machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from bayesdl.density import LogDensity
 from bayesdl.posterior.tables import render
 
 CHAINS = (1, 4, 16, 64, 256)
-REPETITIONS = 30
+REPETITIONS = 9
+CALLS = 20
 
 
 def by_hand(density: LogDensity, batch: dict[str, Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -53,12 +54,13 @@ def by_hand(density: LogDensity, batch: dict[str, Tensor]) -> Callable[[Tensor],
 def median_microseconds(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Time the functions in turns."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    for repetition in range(REPETITIONS + 3):
+    for repetition in range(REPETITIONS + 1):
         for name, function in functions.items():
             began = time.perf_counter()
-            function()
-            if repetition >= 3:
-                taken[name].append(time.perf_counter() - began)
+            for _ in range(CALLS):
+                function()
+            if repetition >= 1:
+                taken[name].append((time.perf_counter() - began) / CALLS)
     return {name: 1e6 * statistics.median(times) for name, times in taken.items()}
 
 
