@@ -192,7 +192,7 @@ def _words(support: str) -> str:
 def _ranges(problem: Problem, seed: int) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
     if problem.y_name is None or len(problem.density.observed) != 1:
         return None, None
-    inputs = {name: value for name, value in problem.batch.items() if name != problem.y_name}
+    inputs = problem.training_inputs
     prediction = predict(problem, problem.density.prior_draws(PRIOR_DRAWS, seed), inputs, seed=seed)
     if prediction.kind not in ("real", "count"):
         return None, None

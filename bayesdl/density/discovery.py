@@ -119,7 +119,7 @@ def prior_trace(model: Program, batch: Mapping[str, Any], seed: int) -> Trace:
 
 def _compute_log_probs(trace: Trace) -> None:
     for site in trace.nodes.values():
-        if site["type"] != "sample" or isinstance(site["fn"], program._Subsample):
+        if not program.is_sample(site):
             continue
         try:
             site["plain_log_prob"] = site["fn"].log_prob(site["value"])
@@ -137,19 +137,14 @@ def _latent_names(trace: Trace) -> list[str]:
 
 
 def _is_data(site: Message) -> bool:
-    return (
-        site["type"] == "sample"
-        and site["is_observed"]
-        and not isinstance(site["fn"], program._Subsample)
-        and not site["infer"].get("_deterministic", False)
-    )
+    return program.has_density(site) and site["is_observed"]
 
 
 def _check_observed(trace: Trace, plate: str, discrete: bool) -> int | None:
     """Check the shapes inside the data plate and that nothing trainable hides in the program; return N."""
     rows: int | None = None
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or isinstance(site["fn"], program._Subsample):
+        if not program.is_sample(site):
             continue
         frame = program.plate_frame(site, plate)
         if frame is not None:

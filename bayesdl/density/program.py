@@ -90,9 +90,19 @@ class Enumerate(Messenger):
             msg["infer"] = {**msg["infer"], "enumerate": "parallel", "expand": False}
 
 
+def is_sample(site: Message) -> bool:
+    """Whether a site is a sample statement of the program's (Pyro's own subsample sites look like one and are not)."""
+    return site["type"] == "sample" and not isinstance(site["fn"], _Subsample)
+
+
 def is_latent(site: Message) -> bool:
-    """Whether a site is an unobserved random variable (Pyro's own subsample sites look like one and are not)."""
-    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
+    """Whether a site is an unobserved random variable."""
+    return is_sample(site) and not site["is_observed"]
+
+
+def has_density(site: Message) -> bool:
+    """Whether a site adds a term to the log joint; deterministic sites are outputs."""
+    return is_sample(site) and not site["infer"].get("_deterministic", False)
 
 
 def is_discrete_latent(site: Message) -> bool:

@@ -98,7 +98,7 @@ def _refuse_other_sites(trace: Trace, values: Mapping[str, Tensor], structure: S
     Raises:
         ModelError: naming the sites.
     """
-    visited = {name for name, site in trace.nodes.items() if site["type"] == "param" or _is_unobserved(site)}
+    visited = {name for name, site in trace.nodes.items() if site["type"] == "param" or program.is_latent(site)}
     different = visited.symmetric_difference({*values, *structure.discrete})
     if different:
         raise ModelError(
@@ -107,18 +107,8 @@ def _refuse_other_sites(trace: Trace, values: Mapping[str, Tensor], structure: S
         )
 
 
-def _is_unobserved(site: Message) -> bool:
-    return site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], program._Subsample)
-
-
 def _probability_sites(trace: Trace) -> list[Message]:
-    return [
-        site
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        and not isinstance(site["fn"], program._Subsample)
-        and not site["infer"].get("_deterministic", False)
-    ]
+    return [site for site in trace.nodes.values() if program.has_density(site)]
 
 
 def _keep_enumerated(log_probability: Tensor, frame: Any, structure: Structure) -> Tensor:

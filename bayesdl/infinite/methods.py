@@ -74,8 +74,7 @@ class _GaussianProcess(Method):
 
     def work(self, problem: Problem) -> Work:
         """No gradients of the density: kernel matrices and their factors."""
-        gigabytes = 8 * problem.n**2 * (3 + 2 * _outputs(problem)) / 1e9
-        return Work(note=f"{problem.n}^3 operations a factorisation, about {gigabytes:.2f} GB")
+        return Work(note=f"{problem.n}^3 operations a factorisation, about {_gigabytes(problem.n, problem):.2f} GB")
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         if run.init is not None:
@@ -97,11 +96,10 @@ class _GaussianProcess(Method):
 
     def _check_rows(self, n: int, problem: Problem) -> None:
         if n > self.max_rows:
-            gigabytes = 8 * n**2 * (3 + 2 * _outputs(problem)) / 1e9
             raise MethodError(
-                f"{self.name} on {n} rows needs about {gigabytes:.1f} GB for its kernel matrices and {n**3 / 1e9:,.0f} "
-                f"billion multiplications a factorisation. The limit is max_rows={self.max_rows}: raise it, fit on "
-                "some of the rows, or take a method with mini-batches such as SGLD or MeanFieldVI."
+                f"{self.name} on {n} rows needs about {_gigabytes(n, problem):.1f} GB for its kernel matrices and "
+                f"{n**3 / 1e9:,.0f} billion multiplications a factorisation. The limit is max_rows={self.max_rows}: "
+                "raise it, fit on some of the rows, or take a method with mini-batches such as SGLD or MeanFieldVI."
             )
 
     def _regress(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, float, dict[str, Any]]:
@@ -247,6 +245,11 @@ class GP(_GaussianProcess):
         if (shape, center) != ((1, 1), (1,)):
             raise MethodError(f"GP(kernel=...): for one row the kernel gives shape {shape}, it must give (1, 1).")
         return kernel, mean
+
+
+def _gigabytes(n: int, problem: Problem) -> float:
+    """Memory of the float64 matrices ``[n, n]`` that a fit holds."""
+    return 8 * n**2 * (3 + 2 * _outputs(problem)) / 1e9
 
 
 def _outputs(problem: Problem) -> int:

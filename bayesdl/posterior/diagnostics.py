@@ -151,7 +151,7 @@ def diagnose(posterior: DrawsPosterior, x: Any = None) -> Diagnostics:
 def _function_means(problem: Problem, z: Tensor, x: Any) -> Tensor | None:
     """The likelihood's means at every draw, all observed sites side by side, ``[S, ...]``."""
     if x is None:
-        inputs = {name: value for name, value in problem.batch.items() if name != problem.y_name}
+        inputs = problem.training_inputs
         if problem.density.factorised:
             some = torch.linspace(0, problem.n - 1, min(problem.n, ROWS)).round().long()
             inputs |= {name: inputs[name][some] for name in problem.row_names if name in inputs}

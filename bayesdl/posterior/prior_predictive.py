@@ -30,5 +30,5 @@ def prior_predictive(
     if n < 1:
         raise MethodError(f"prior_predictive(n={n}): n must be at least 1.")
     problem = prepare(model, data, seed=seed, data_plate=data_plate)
-    inputs = {name: value for name, value in problem.batch.items() if name != problem.y_name}
-    return mixture(problem, problem.density.prior_draws(n, seed), inputs, site=site, seed=seed)
+    z = problem.density.prior_draws(n, seed)
+    return mixture(problem, z, problem.training_inputs, site=site, seed=seed)

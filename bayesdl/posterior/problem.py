@@ -76,6 +76,11 @@ class Problem:
         return self.density.row_names
 
     @property
+    def training_inputs(self) -> dict[str, Any]:
+        """The program's arguments without the target, for the training rows."""
+        return {name: value for name, value in self.batch.items() if name != self.y_name}
+
+    @property
     def target(self) -> str:
         """The observed site whose distribution ``predict`` returns.
 
