@@ -1,31 +1,59 @@
-"""Warm-up of HMC and NUTS: dual averaging of the step size and windowed estimation of a diagonal mass matrix.
+"""Warm-up: dual averaging of the step size, and windowed estimation of the metric.
 
-Both are **pooled over the chains**: one step size and one mass matrix serve all of them. Dual averaging sees the mean
-acceptance statistic of the chains, and the variance of a window is that of all draws of all chains about their common
-mean. C chains thus bring C times the information of one, which makes short warm-ups possible, and chains that have not
-yet come together widen the estimate instead of narrowing it. After warm-up nothing is adapted, so that the draws come
-from one fixed reversible kernel.
+Both are **pooled over the chains of a group** (normally all of them): one step size and one metric serve them all. C
+chains bring C times the information of one, which makes short warm-ups possible, and chains that have not yet come
+together widen the estimate of the metric instead of narrowing it. After warm-up nothing is adapted, so that the draws
+come from one fixed kernel.
+
+Until the last window has closed, dual averaging sees the **harmonic** mean of the chains' acceptance statistics: a
+single chain that accepts nothing, far out where the density is steep, pulls the step size down until it moves, where
+in the arithmetic mean of many it would be outvoted and stay. In the final stretch it sees the arithmetic mean, whose
+target is the documented one.
 
 Sources: dual averaging as in Hoffman & Gelman (2014), section 3.2; windows and regularisation as in the Stan reference
-manual, "HMC algorithm parameters" (fast - slow, doubling - fast).
+manual, "HMC algorithm parameters" (fast - slow, doubling - fast); the harmonic mean as in ChEES (Hoffman, Radul &
+Sountsov, 2021, section 4).
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bayesdl.infer import windows as window
 from bayesdl.infer.checkpoint import State
+from bayesdl.infer.hamiltonian import first_step_size
+from bayesdl.infer.kernel import Floats, Statistics
+from bayesdl.infer.metric import Metric, Shape
+
+if TYPE_CHECKING:
+    from bayesdl.infer.engine import MarkovEngine
 
 GAMMA, DELAY, KAPPA = 0.05, 10.0, 0.75
 """Dual averaging: shrinkage towards its centre, iterations that count little, decay of the weights."""
+LEAST = 1e-3
+"""Acceptance statistic that a chain without any counts with in a harmonic mean."""
+
+
+class Adaptation(Protocol):
+    """What warm-up does to an engine's state."""
+
+    def init(self, state: State, engine: MarkovEngine) -> State:
+        """The entries that it adds: step_size ``[G]``, and length ``[G]`` for kernels that have one."""
+        ...
+
+    def update(self, state: State, statistics: Statistics, engine: MarkovEngine) -> State:
+        """The state after a transition of warm-up, ``state["step"]``, whose statistics these are."""
+        ...
 
 
 class Windows(NamedTuple):
-    """When the mass matrix is estimated; the rest of warm-up adapts the step size alone."""
+    """When the metric is estimated; the rest of warm-up adapts the step size alone."""
 
     start: int
     """First transition whose draw enters an estimate."""
@@ -39,7 +67,7 @@ def windows(warmup: int) -> Windows:
     """Stan's schedule: 75 fast, slow windows of 25, 50, 100, ... draws, 50 fast.
 
     The last slow window takes in what is left where its successor would not fit. Below 150 transitions the three parts
-    are 15%, 75% and 10% of warm-up; below 20 the mass matrix is not estimated.
+    are 15%, 75% and 10% of warm-up; below 20 the metric is not estimated.
     """
     first, last, size = 75, 50, 25
     if warmup < 20:
@@ -57,16 +85,19 @@ def windows(warmup: int) -> Windows:
     return Windows(first, stop, tuple(ends))
 
 
-def start_averaging(step_size: float) -> State:
-    """State of dual averaging, centred on ten times ``step_size``.
+def start_averaging(step_size: Tensor) -> State:
+    """State of dual averaging, centred on ten times ``step_size [G]``.
 
-    The tensor ``averaging`` holds: centre, number of updates, mean error of the acceptance, log of the averaged step.
+    The columns of ``averaging [G, 4]``: centre, number of updates, mean error of the acceptance, log of the averaged
+    step size.
     """
-    averaging = torch.tensor([math.log(10.0 * step_size), 0.0, 0.0, math.log(step_size)], dtype=torch.float64)
+    log_step = step_size.log()
+    zeros = torch.zeros_like(log_step)
+    averaging = torch.stack([log_step + math.log(10.0), zeros, zeros, log_step], 1)
     return {"averaging": averaging, "step_size": step_size}
 
 
-def average(state: State, accepted: float, target: float) -> State:
+def average(state: State, accepted: Tensor, target: float) -> State:
     """One update of dual averaging.
 
     With error ``h_t = target - accepted`` and its weighted mean ``H_t``, ``log eps_t = centre - sqrt(t)/GAMMA * H_t``,
@@ -74,54 +105,73 @@ def average(state: State, accepted: float, target: float) -> State:
 
     Args:
         state: as made by ``start_averaging``.
-        accepted: acceptance statistic of the last transition, averaged over the chains.
+        accepted: ``[G]``, acceptance statistic of the last transition, averaged over the chains of each group.
         target: its wanted mean.
 
     Returns:
         The changed entries; ``step_size`` is for the next transition.
     """
-    centre, count, error, averaged = state["averaging"].tolist()
-    count += 1.0
+    centre, count, error, averaged = state["averaging"].unbind(1)
+    count = count + 1.0
     weight = 1.0 / (count + DELAY)
     error = (1.0 - weight) * error + weight * (target - accepted)
-    log_step = centre - math.sqrt(count) / GAMMA * error
+    log_step = centre - count.sqrt() / GAMMA * error
     weight = count**-KAPPA
     averaged = weight * log_step + (1.0 - weight) * averaged
-    averaging = torch.tensor([centre, count, error, averaged], dtype=torch.float64)
-    return {"averaging": averaging, "step_size": math.exp(log_step)}
+    return {"averaging": torch.stack([centre, count, error, averaged], 1), "step_size": log_step.exp()}
 
 
-def averaged_step_size(state: State) -> float:
-    """The step size to keep after warm-up."""
-    return math.exp(float(state["averaging"][3]))
+def averaged_step_size(state: State) -> Tensor:
+    """The step sizes ``[G]`` to keep after warm-up."""
+    found: Tensor = state["averaging"][:, 3].exp()
+    return found
 
 
-def start_window(like: Tensor) -> State:
-    """An empty window for positions ``like [C, D]``: count, mean ``[D]`` and sum of squared deviations ``[D]``."""
-    zeros = like.new_zeros(like.shape[-1], dtype=torch.float64)
-    return {"window_count": 0, "window_mean": zeros, "window_squares": zeros}
+def harmonic_mean(accepted: Tensor) -> Tensor:
+    """Harmonic mean over the chains of every group, ``[G, K] -> [G]``."""
+    return accepted.clamp(min=LEAST).reciprocal().mean(1).reciprocal()
 
 
-def extend_window(state: State, z: Tensor) -> State:
-    """Add one draw of every chain, ``z [C, D]``, to the window (Chan, Golub & LeVeque's pairwise update)."""
-    count, chains = state["window_count"], len(z)
-    batch = z.double()
-    centre = batch.mean(0)
-    shift = centre - state["window_mean"]
-    within = (batch - centre).square().sum(0)
-    return {
-        "window_count": count + chains,
-        "window_mean": state["window_mean"] + shift * (chains / (count + chains)),
-        "window_squares": state["window_squares"] + within + shift.square() * (count * chains / (count + chains)),
-    }
+@dataclass(frozen=True)
+class StepAndMetric:
+    """Dual averaging of the step size and, in windows, the metric: warm-up of HMC, NUTS and their like.
 
-
-def window_scale(state: State) -> Tensor:
-    """Square root ``[D]`` of the regularised variance ``n/(n+5) var + 5/(n+5) 1e-3`` of the window's n draws.
-
-    It is the ``scale`` of ``bayesdl.infer.hamiltonian``: the inverse mass matrix is ``diag(scale^2)``.
+    Args:
+        warmup: transitions.
+        target: acceptance statistic that the step size is adapted to.
+        shape: of the metric.
     """
-    n = state["window_count"]
-    variance: Tensor = state["window_squares"] / (n - 1)
-    regularised: Tensor = n / (n + 5.0) * variance + 1e-3 * 5.0 / (n + 5.0)
-    return regularised.sqrt()
+
+    warmup: int
+    target: float
+    shape: Shape = "diag"
+
+    def init(self, state: State, engine: MarkovEngine) -> State:
+        """A first step size, and an empty window."""
+        empty = window.start(self.shape, engine.everyone(state["z"]), engine.groups)
+        return empty | self.restart(state, engine, np.ones(engine.groups))
+
+    def update(self, state: State, statistics: Statistics, engine: MarkovEngine) -> State:
+        """One update; at the end of a window a new metric, at the end of warm-up the averaged step size."""
+        plan, done = windows(self.warmup), state["step"] + 1
+        accepted = engine.everyone(torch.from_numpy(statistics["acceptance"])).reshape(engine.groups, -1)
+        state |= average(state, accepted.mean(1) if done > plan.stop else harmonic_mean(accepted), self.target)
+        if plan.start < done <= plan.stop:
+            metric = Metric.of(state)
+            z = engine.everyone(metric.to_z(state["z"]))
+            gradient = engine.everyone(metric.push(state["grad"])) if self.shape == "low_rank" else None
+            state |= window.extend(self.shape, state, z, gradient, engine.groups)
+        if done in plan.ends:
+            state = engine.change_metric(state, window.estimate(self.shape, state, engine.begin.dtype))
+            state |= window.start(self.shape, engine.everyone(state["z"]), engine.groups)
+            state |= self.restart(state, engine, state["step_size"].numpy())
+        if done == self.warmup:
+            state["step_size"] = averaged_step_size(state)
+        return state
+
+    def restart(self, state: State, engine: MarkovEngine, guess: Floats) -> State:
+        """Dual averaging from a new first step size."""
+        step = first_step_size(
+            engine.point(state), guess, engine.group[engine.own], engine.noise(state), engine.function(state)
+        )
+        return start_averaging(torch.from_numpy(step))

@@ -1,46 +1,25 @@
 """Hamiltonian dynamics of all chains at once: kinetic energy, leapfrog, and a first guess of the step size.
 
-The inverse mass matrix is diagonal, ``M^-1 = diag(scale^2)``, and momenta are kept whitened: ``p = scale * v`` with
-``v ~ N(0, M)``, so ``p ~ N(0, I)``. In these coordinates the equations of motion are
+With the inverse mass matrix M^-1 = A A^T and momenta v ~ N(0, M), the whitened coordinates u = A^-1 z and p = A^T v
+obey
 
-    dz/dt = M^-1 v = scale * p,        dp/dt = scale * grad log pi(z),
+    du/dt = p,        dp/dt = A^T grad log pi(z) = grad_u log pi,
 
-the kinetic energy is ``|p|^2 / 2``, and every ``v' M^-1 w`` of the textbook formulas is a plain inner product.
-(Neal, 2011, "MCMC using Hamiltonian dynamics", sections 2.3 and 4.1.)
+with p ~ N(0, I) and kinetic energy |p|^2 / 2: dz/dt = M^-1 v without a matrix in sight (Neal, 2011, "MCMC using
+Hamiltonian dynamics", sections 2.3 and 4.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayesdl.errors import Divergence
-
-ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``z [C, D] -> (log density [C], gradient [C, D])``; non-finite numbers are returned, not raised."""
+from bayesdl.infer.kernel import Floats, Noise, Point, ValueAndGrad, column
 
 MAX_ENERGY_ERROR = 1000.0
 """An energy error above this is called a divergence (the value that Stan uses)."""
-
-
-class Point(NamedTuple):
-    """Where the chains stand, with everything the next trajectory needs so that no gradient is computed twice."""
-
-    z: Tensor
-    """``[C, D]`` unconstrained positions."""
-    value: Tensor
-    """``[C]`` log density, float64 on the CPU: energies are compared there."""
-    grad: Tensor
-    """``[C, D]`` gradient of the log density."""
-
-
-def evaluate(z: Tensor, value_and_grad: ValueAndGrad) -> Point:
-    """The ``Point`` at ``z [C, D]``; one gradient a chain."""
-    value, grad = value_and_grad(z)
-    return Point(z, value.double().cpu(), grad)
 
 
 def kinetic(momentum: Tensor) -> Tensor:
@@ -56,9 +35,9 @@ def leapfrog(
 
     Args:
         z: ``[C, D]`` positions.
-        momentum: ``[C, D]`` whitened momenta.
+        momentum: ``[C, D]`` momenta.
         grad: ``[C, D]`` gradient at ``z``.
-        step: ``[D]`` or ``[C, D]``: the step size times ``scale``; negative runs back in time, 0 stands still.
+        step: ``[C, 1]`` step sizes; negative runs back in time, 0 stands still.
         value_and_grad: the log density of all chains; called once.
 
     Returns:
@@ -72,41 +51,61 @@ def leapfrog(
     return z, momentum, value, grad
 
 
-def acceptance(log_ratio: Tensor) -> Tensor:
+def acceptance(log_ratio: Floats) -> Floats:
     """Metropolis probability ``min(1, exp(log_ratio))``; a ratio that is not finite is a rejection."""
-    return torch.where(log_ratio.isfinite(), log_ratio.clamp(max=0.0).exp(), 0.0)
+    finite = np.isfinite(log_ratio)
+    return np.where(finite, np.exp(np.minimum(np.where(finite, log_ratio, 0.0), 0.0)), 0.0)
 
 
 def first_step_size(
     point: Point,
-    scale: Tensor,
-    step_size: float,
-    generator: torch.Generator,
+    step: Floats,
+    group: np.ndarray[tuple[int], np.dtype[np.int64]],
+    noise: Noise,
     value_and_grad: ValueAndGrad,
     target: float = 0.8,
     attempts: int = 60,
-) -> float:
-    """A step size at which a single leapfrog step is accepted with probability of about ``target``.
+) -> Floats:
+    """Step sizes at which a single leapfrog step is accepted with probability of about ``target``.
 
-    ``step_size`` is doubled, or halved, until the acceptance probability, averaged over the chains, crosses ``target``
-    (Hoffman & Gelman, 2014, algorithm 4, pooled over chains).
+    A group's step size is doubled, or halved, until the acceptance probability, averaged over the group's chains,
+    crosses ``target`` (Hoffman & Gelman, 2014, algorithm 4, pooled over chains).
+
+    Args:
+        point: where the chains stand.
+        step: ``[G]`` where to begin.
+        group: ``[C]`` number of each chain's group.
+        noise: for the momenta.
+        value_and_grad: the log density.
+        target: of the acceptance probability.
+        attempts: doublings at most.
+
+    Returns:
+        ``[G]``.
 
     Raises:
         Divergence: no step size within ``2^attempts`` is good enough.
     """
-    growing: bool | None = None
+    step = step.copy()
+    sizes = np.bincount(group)
+    growing: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
+    going = np.ones(len(step), dtype=bool)
     for _ in range(attempts):
-        momentum = torch.randn(point.z.shape, generator=generator, dtype=point.z.dtype, device=point.z.device)
-        _, moved, value, _ = leapfrog(point.z, momentum, point.grad, step_size * scale, value_and_grad)
+        momentum = noise.normal()
+        sizes_now = column(step[group], point.z)
+        _, moved, value, _ = leapfrog(point.z, momentum, point.grad, sizes_now, value_and_grad)
         change = (kinetic(momentum) - kinetic(moved)).double().cpu() + value.double().cpu() - point.value
-        good = float(acceptance(change).mean()) > target
+        good = np.bincount(group, acceptance(change.numpy())) / sizes > target
         if growing is None:
             growing = good
-        elif growing != good:
-            # The last size tried on the way up failed: step back to the one before, which was good.
-            return step_size / 2.0 if growing else step_size
-        step_size = step_size * 2.0 if growing else step_size / 2.0
+        crossed = going & (growing != good)
+        # The last size tried on the way up failed: step back to the one before, which was good.
+        step = np.where(crossed & growing, step / 2.0, step)
+        going = going & ~crossed
+        if not going.any():
+            return step
+        step = np.where(going, np.where(growing, step * 2.0, step / 2.0), step)
     raise Divergence(
-        f"no leapfrog step size between {step_size:.3g} and its start is accepted: the log density is flat, "
+        f"no leapfrog step size between {step[going].min():.3g} and its start is accepted: the log density is flat, "
         "discontinuous or not finite around the starting point. Check the model's scales, or pass another init."
     )

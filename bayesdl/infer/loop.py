@@ -133,7 +133,7 @@ class Run:
         fingerprint = self.fingerprint(density) if self.checkpoint else {}
         state = self.checkpoint.load(fingerprint) if self.checkpoint else None
         if state is None:
-            state = engine.init() | {"step": 0}
+            state = {"step": 0} | engine.init()
         else:
             self.tally.earlier += state["gradients"]
         state["gradients"] = self.tally.gradients - before

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR, Point, ValueAndGrad, kinetic, leapfrog
+from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR, kinetic, leapfrog
+from bayesdl.infer.kernel import Floats, Point, Statistics, ValueAndGrad, column
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 FIRST, BEFORE, SUM = range(3)
@@ -43,20 +43,18 @@ class End(NamedTuple):
 def nuts_transition(
     start: Point,
     momentum: Tensor,
-    step_size: float,
-    scale: Tensor,
-    uniforms: Callable[[int], Tensor],
+    step_size: Floats,
+    uniforms: Callable[[int], Floats],
     value_and_grad: ValueAndGrad,
     max_depth: int = 10,
-) -> tuple[Point, dict[str, Floats]]:
+) -> tuple[Point, Statistics]:
     """Move every chain by one multinomial NUTS transition.
 
     Args:
         start: where the chains stand, ``C`` chains of dimension ``D``.
-        momentum: ``[C, D]`` standard normal draws (whitened momenta).
-        step_size: of the leapfrog integrator.
-        scale: ``[D]`` square root of the diagonal of the inverse mass matrix.
-        uniforms: ``depth -> [2 + 2^depth, C]`` draws from U(0, 1) on the CPU. Row 0 chooses the direction, row 1
+        momentum: ``[C, D]`` standard normal draws.
+        step_size: ``[C]``, of the leapfrog integrator.
+        uniforms: ``depth -> [2 + 2^depth, C]`` draws from U(0, 1). Row 0 chooses the direction, row 1
             decides between the old trajectory and the new half, row 2 + n whether leaf n becomes the half's candidate.
         value_and_grad: the log density; called once a leaf for all chains, also for those that have stopped.
         max_depth: at most ``2^max_depth - 1`` leapfrog steps.
@@ -66,11 +64,7 @@ def nuts_transition(
         ``min(1, exp(H_start - H))``), ``energy`` (of the chosen point), ``divergent``, ``depth`` (completed doublings),
         ``leapfrogs``, ``log_density``.
     """
-    chains, device = len(start.z), start.z.device
-
-    def column(values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(values).to(device)[:, None]
-
+    chains, like = len(start.z), start.z
     backward = forward = End(start.z, momentum, start.grad)
     total = momentum
     slots = start.z.new_empty((max_depth + 1, 3, *start.z.shape))
@@ -84,11 +78,11 @@ def nuts_transition(
     accepted, leapfrogs, depths = np.zeros(chains), np.zeros(chains), np.zeros(chains)
 
     for depth in range(max_depth):
-        noise: Floats = uniforms(depth).double().numpy()
+        noise = uniforms(depth)
         ahead = noise[0] < 0.5
-        to_front = column(ahead)
+        to_front = column(ahead, like)
         signed = np.where(active, np.where(ahead, step_size, -step_size), 0.0)
-        step = column(signed).to(scale.dtype) * scale
+        step = column(signed, like)
         z, p, grad = _choose(to_front, forward, backward)
         slots[0, FIRST] = torch.where(to_front, backward.p, forward.p)
         torch.neg(total, out=slots[0, SUM])
@@ -120,7 +114,7 @@ def nuts_transition(
             half_weight = np.logaddexp(half_weight, log_ratio)
             take = active & (np.log(noise[2 + leaf]) < log_ratio - np.maximum(half_weight, -1e300)) & ~bad
             if take.any():
-                mask = column(take)
+                mask = column(take, like)
                 half_z, half_grad = torch.where(mask, z, half_z), torch.where(mask, grad, half_grad)
                 half_value = np.where(take, value.double().cpu().numpy(), half_value)
                 half_energy = np.where(take, energy, half_energy)
@@ -131,7 +125,7 @@ def nuts_transition(
                 if not active.any():
                     break
                 # A stopped chain waits at its start with step 0: no overflow of its own can reach the log density.
-                mask = column(active)
+                mask = column(active, like)
                 step = step * mask
                 z, p = torch.where(mask, z, start.z), torch.where(mask, p, momentum)
                 grad = torch.where(mask, grad, start.grad)
@@ -140,7 +134,7 @@ def nuts_transition(
             break
         take = active & (np.log(noise[1]) < half_weight - log_weight)
         if take.any():
-            mask = column(take)
+            mask = column(take, like)
             chosen_z, chosen_grad = torch.where(mask, half_z, chosen_z), torch.where(mask, half_grad, chosen_grad)
             chosen_value = np.where(take, half_value, chosen_value)
             chosen_energy = np.where(take, half_energy, chosen_energy)

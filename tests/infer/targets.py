@@ -115,7 +115,7 @@ def moments(name: str, z: Tensor) -> dict[str, float]:
 
 def run(engine: Any, steps: int | None = None, state: dict[str, Any] | None = None) -> dict[str, Any]:
     """Drive an engine without the loop, from a state or from its start."""
-    state = engine.init() | {"step": 0} if state is None else state
+    state = {"step": 0} | engine.init() if state is None else state
     for _ in range(engine.total - state["step"] if steps is None else steps):
         step = state["step"]
         state = engine.step(state)

@@ -6,33 +6,25 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bayesdl._rng import generator
 from bayesdl.errors import Divergence, MethodError
-from bayesdl.infer.hamiltonian import Point, evaluate, kinetic, leapfrog
-from bayesdl.infer.hamiltonian_engine import HamiltonianEngine
-from bayesdl.infer.hmc import HMC, STATISTICS, hmc_transition
+from bayesdl.infer.engine import MarkovEngine
+from bayesdl.infer.hamiltonian import kinetic, leapfrog
+from bayesdl.infer.hmc import HMC, hmc_transition
+from bayesdl.infer.kernel import Noise, Point, Statistics, Tuning, ValueAndGrad, evaluate
+from bayesdl.infer.metric import Metric
 from tests.infer.targets import Target, banana, copied, correlated, funnel, moments, normal, run, standard_errors
 
 ONE = torch.ones(1, dtype=torch.float64)
 
 
-def engine(target: Any, method: HMC, transition: Callable[..., Any] | None = None, seed: int = 0) -> HamiltonianEngine:
-    return HamiltonianEngine(
-        label="HMC",
-        density=target,
-        begin=target.prior_draws(method.chains, seed),
-        transition=method.transition if transition is None else transition,
-        names=STATISTICS,
-        warmup=method.warmup,
-        draws=method.draws,
-        step_size=method.step_size,
-        target_accept=method.target_accept,
-        seed=seed,
-    )
+def engine(target: Any, method: HMC, seed: int = 0) -> MarkovEngine:
+    return MarkovEngine(sampler=method, density=target, begin=target.prior_draws(method.chains, seed), seed=seed)
 
 
 def path(target: Target, z: Tensor, p: Tensor, step: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,24 +97,22 @@ def test_the_mass_matrix_sets_the_period() -> None:
 
 def test_a_mass_that_does_not_fit_is_still_exact_without_the_accept_step() -> None:
     # M = 4 on N(0, 1): dz/dt = v would give variance 3.98; dz/dt = v / M gives 1 and is accepted at .998.
-    target, method = normal(ONE), HMC(chains=256, warmup=0, draws=60, step_size=0.1, leapfrog_steps=40, jitter=0.3)
-    state = run(engine(target, method, _with_scale(method, 0.5, always=True)))
+    method = Unchecked(chains=256, warmup=0, draws=60, step_size=0.1, leapfrog_steps=40, jitter=0.3)
+    driver = engine(normal(ONE), method)
+    start = {"step": 0} | driver.init()
+    state = run(driver, None, driver.change_metric(start, Metric(torch.full((1, 1), 0.5, dtype=torch.float64))))
     assert abs(standard_errors(state["draws"][:, 10:, 0].square(), 1.0)) < 4.0
     assert float(state["statistics"][0].mean()) > 0.995
 
 
-def _with_scale(method: HMC, scale: float, *, always: bool = False) -> Callable[..., Any]:
-    """The method's transition with a fixed scale; ``always`` accepts whatever comes."""
+class Unchecked(HMC):
+    """HMC that accepts whatever comes."""
 
     def transition(
-        point: Point, momentum: Tensor, step_size: float, ones: Tensor, stream: torch.Generator, function: Any
-    ) -> Any:
-        uniform = torch.rand(len(momentum) + 1, generator=stream, dtype=torch.float64)
-        steps = method.steps(step_size, float(uniform[-1]))
-        decide = torch.zeros_like(uniform[:-1]) if always else uniform[:-1]
-        return hmc_transition(point, momentum, step_size, scale * ones, steps, decide, function)
-
-    return transition
+        self, point: Point, tuning: Tuning, noise: Noise, value_and_grad: ValueAndGrad
+    ) -> tuple[Point, Statistics]:
+        steps = self.steps(tuning.step, noise.shared())
+        return hmc_transition(point, noise.normal(), tuning.step, steps, 0.0 * tuning.step, value_and_grad)
 
 
 def test_large_steps_need_the_accept_step() -> None:
@@ -131,7 +121,7 @@ def test_large_steps_need_the_accept_step() -> None:
     right = run(engine(target, method))
     assert abs(standard_errors(right["draws"][..., 0].square(), 1.0)) < 4.0
     assert float(right["statistics"][0].mean()) < 0.95
-    wrong = run(engine(target, method, _with_scale(method, 1.0, always=True)))
+    wrong = run(engine(target, Unchecked(**method.settings())))
     assert standard_errors(wrong["draws"][..., 0].square(), 1.0) > 10.0
 
 
@@ -148,7 +138,7 @@ def test_half_a_period_is_accepted_and_goes_nowhere_without_jitter() -> None:
 
 @pytest.mark.parametrize(("name", "make"), [("correlated", correlated), ("funnel", funnel), ("banana", banana)])
 def test_known_moments(name: str, make: Callable[[], Target]) -> None:
-    method = HMC(chains=64, warmup=150, draws=200, target_accept=0.95 if name == "banana" else 0.8)
+    method = HMC(chains=64, warmup=150, draws=200, target_accept=0.98 if name == "banana" else 0.8)
     errors = moments(name, run(engine(make(), method))["draws"])
     assert max(map(abs, errors.values())) < 4.0, errors
 
@@ -157,9 +147,8 @@ def test_a_rejected_chain_stays_and_counts_again() -> None:
     target = correlated()
     start = evaluate(target.prior_draws(5), target.value_and_grad)
     momentum = torch.randn(5, 3, dtype=torch.float64, generator=generator(1, "p"))
-    scale = torch.ones(3, dtype=torch.float64)
-    never = torch.ones(5, dtype=torch.float64)
-    point, statistics = hmc_transition(start, momentum, 0.3, scale, 5, never, target.value_and_grad)
+    each = np.ones(5)
+    point, statistics = hmc_transition(start, momentum, 0.3 * each, 5.0 * each, each, target.value_and_grad)
     stayed = torch.from_numpy(statistics["acceptance"]) < 1.0
     assert stayed.any()
     assert torch.equal(point.z[stayed], start.z[stayed])
@@ -173,8 +162,8 @@ def test_an_end_that_is_not_finite_is_rejected_as_a_divergence() -> None:
     target = Target(lambda z: (torch.where(z[:, 0] < 1.0, -z[:, 0], torch.nan), -torch.ones_like(z)), 1)
     start = evaluate(torch.zeros(2, 1, dtype=torch.float64), target.value_and_grad)
     momentum = torch.tensor([[5.0], [-1.0]], dtype=torch.float64)
-    low = torch.zeros(2, dtype=torch.float64)
-    point, statistics = hmc_transition(start, momentum, 0.5, ONE, 1, low, target.value_and_grad)
+    each = np.ones(2)
+    point, statistics = hmc_transition(start, momentum, 0.5 * each, each, 0.0 * each, target.value_and_grad)
     assert statistics["divergent"].tolist() == [1.0, 0.0]
     assert point.z[0].item() == 0.0
     assert point.z[1].item() != 0.0
@@ -185,23 +174,35 @@ def test_resume_from_any_step_is_bit_exact() -> None:
     whole = run(engine(funnel(), method))
     for pause in (1, 22, 40, 49):
         other = run(engine(funnel(), method), None, copied(run(engine(funnel(), method), pause)))
-        for name in ("draws", "statistics", "z", "scale"):
+        for name in ("draws", "statistics", "z", "metric.scale"):
             assert torch.equal(other[name], whole[name]), (pause, name)
 
 
 def test_a_given_step_size_is_used_as_it_is() -> None:
     state = run(engine(correlated(), HMC(chains=2, warmup=30, draws=5, step_size=0.07)))
-    assert state["step_size"] == 0.07
-    assert torch.equal(state["scale"], torch.ones(3, dtype=torch.float64))
+    assert state["step_size"].tolist() == [0.07]
+    assert torch.equal(state["metric.scale"], torch.ones(1, 3, dtype=torch.float64))
     assert state["statistics"][-1].eq(0.07).all()
 
 
 def test_steps_of_a_trajectory() -> None:
-    assert HMC(trajectory_length=2.0, jitter=0.0).steps(0.1, 0.3) == 20
-    assert HMC(leapfrog_steps=10, jitter=0.5).steps(0.1, 0.0) == 5
-    assert HMC(leapfrog_steps=10, jitter=0.5).steps(0.1, 1.0) == 15
-    assert HMC().steps(1e-9, 0.5) == 1024
-    assert HMC().steps(1e9, 0.5) == 1
+    assert HMC(trajectory_length=2.0, jitter=0.0).steps(np.array([0.1, 0.2]), 0.3).tolist() == [20, 10]
+    assert HMC(leapfrog_steps=10, jitter=0.5).steps(np.array([0.1]), 0.0) == 5
+    assert HMC(leapfrog_steps=10, jitter=0.5).steps(np.array([0.1]), 1.0) == 15
+    assert HMC().steps(np.array([1e-9, 1e9]), 0.5).tolist() == [1024, 1]
+
+
+def test_chains_of_different_step_sizes_move_as_they_do_alone() -> None:
+    target = funnel()
+    start = evaluate(target.prior_draws(3), target.value_and_grad)
+    momentum = torch.randn(3, 3, dtype=torch.float64, generator=generator(1, "p"))
+    step, steps, uniform = np.array([0.1, 0.3, 0.2]), np.array([7.0, 2.0, 4.0]), np.zeros(3)
+    together, _ = hmc_transition(start, momentum, step, steps, uniform, target.value_and_grad)
+    for k in range(3):
+        own = Point(start.z[k : k + 1], start.value[k : k + 1], start.grad[k : k + 1])
+        one = slice(k, k + 1)
+        alone, _ = hmc_transition(own, momentum[one], step[one], steps[one], uniform[one], target.value_and_grad)
+        torch.testing.assert_close(alone.z[0], together.z[k], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

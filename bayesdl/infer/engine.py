@@ -1,0 +1,178 @@
+"""The engine of all Markov chains: noise, transitions, warm-up, and the record of the draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayesdl._rng import derive_seed, generator
+from bayesdl.density import LogDensity
+from bayesdl.errors import Divergence
+from bayesdl.infer.checkpoint import State
+from bayesdl.infer.kernel import Noise, Point, Tuning, ValueAndGrad, evaluate
+from bayesdl.infer.loop import Engine
+from bayesdl.infer.metric import Metric
+
+if TYPE_CHECKING:
+    from bayesdl.infer.sampler import Sampler
+
+RETRIES = 10
+"""How often a chain that starts where the density is not finite is given another start."""
+
+
+@dataclass
+class MarkovEngine(Engine):
+    """Transitions of all chains, adapted during warm-up, recorded afterwards.
+
+    State: z ``[C, D]`` (whitened), value ``[C]``, grad ``[C, D]`` and for some kernels momentum ``[C, D]`` (the point);
+    step_size and length ``[G]`` and metric.* (the kernel's tuning); what the adaptation adds; draws ``[C, S, D]``
+    (unconstrained) and statistics ``[K, C, S]`` (the record); normals and uniforms, two generators.
+
+    Attributes:
+        sampler: gives the kernel, its adaptation, and how many transitions there are.
+        density: the target.
+        begin: starting points ``[C, D]``, unconstrained.
+        seed: seed of the streams; the method's name keeps those of different methods apart.
+        restart: whether a start at which the density is not finite may be replaced.
+        groups: G; the chains of a group, which stand side by side, share step size and metric.
+        rows: batch of its own for every chain, ``[C, B, ...]`` by argument; None if all have the density's own data.
+    """
+
+    sampler: Sampler
+    density: LogDensity
+    begin: Tensor
+    seed: int
+    restart: bool = True
+    groups: int = 1
+    rows: Mapping[str, Any] | None = None
+    label: str = field(init=False)
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Count the steps and the chains."""
+        sampler = self.sampler
+        self.label, self.names = sampler.name, (*sampler.statistics, "step_size")
+        self.warmup, self.thin = sampler.warmup, sampler.thin
+        self.total = self.warmup + sampler.draws * self.thin
+        self.chains = len(self.begin)
+        self.own = slice(0, self.chains)
+        self.group = np.repeat(np.arange(self.groups), self.chains // self.groups)
+        self.adaptation = sampler.adaptation()
+
+    def init(self) -> State:
+        """The start, an empty record, fresh generators, and the first tuning."""
+        point = self._finite_start()
+        chains, dim = point.z.shape
+        draws = self.sampler.draws
+        state: State = {
+            "z": point.z,
+            "value": point.value,
+            "grad": point.grad,
+            "step_size": torch.full((self.groups,), torch.nan, dtype=torch.float64),
+            "length": torch.full((self.groups,), torch.nan, dtype=torch.float64),
+            "draws": point.z.new_zeros((chains, draws, dim)),
+            "statistics": torch.zeros((len(self.names), chains, draws), dtype=torch.float64),
+            "normals": generator(self.seed, self.label, "normals", device=point.z.device),
+            "uniforms": generator(self.seed, self.label, "uniforms"),
+            **Metric.identity(self.groups, point.z).state(),
+        }
+        state |= self.sampler.start(state, self)
+        return state if self.adaptation is None else state | self.adaptation.init(state, self)
+
+    def step(self, state: State) -> State:
+        """One transition of every chain; adaptation in warm-up, a column of the record afterwards."""
+        point, statistics = self.sampler.transition(
+            self.point(state), self.tuning(state), self.noise(state), self.function(state)
+        )
+        new = state | {"z": point.z, "value": point.value, "grad": point.grad}
+        if point.momentum is not None:
+            new["momentum"] = point.momentum
+        after = state["step"] + 1 - self.warmup
+        if after <= 0:
+            return new if self.adaptation is None else self.adaptation.update(new, statistics, self)
+        if after % self.thin == 0:
+            statistics["step_size"] = self.tuning(state).step
+            at = after // self.thin - 1
+            new["draws"][:, at] = Metric.of(state).to_z(point.z)
+            new["statistics"][:, :, at] = torch.from_numpy(np.stack([statistics[name] for name in self.names]))
+        return new
+
+    def drawn(self, state: State) -> int:
+        """How many draws of every chain are recorded."""
+        return max(0, (int(state["step"]) - self.warmup) // self.thin)
+
+    def status(self, state: State) -> str:
+        """Phase, step size and divergences so far."""
+        step_size = f"step size {float(state['step_size'].median()):.2g}"
+        if state["step"] <= self.warmup:
+            return f"warm-up, {step_size}"
+        if "divergent" not in self.names:
+            return step_size
+        found = state["statistics"][self.names.index("divergent"), :, : self.drawn(state)]
+        return f"{step_size}, {int(found.sum())} divergences"
+
+    # -- what adaptations use ----------------------------------------------------------------------------------
+
+    def point(self, state: State) -> Point:
+        """Where the chains stand."""
+        return Point(state["z"], state["value"], state["grad"], state.get("momentum"))
+
+    def tuning(self, state: State) -> Tuning:
+        """Step size and length of every chain."""
+        mine = self.group[self.own]
+        return Tuning(state["step_size"].numpy()[mine], state["length"].numpy()[mine])
+
+    def noise(self, state: State) -> Noise:
+        """The streams of a transition."""
+        return Noise(state["normals"], state["uniforms"], state["z"], self.chains, self.own)
+
+    def function(self, state: State) -> ValueAndGrad:
+        """The log density in the whitened coordinates of a state."""
+        metric = Metric.of(state)
+
+        def value_and_grad(u: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = self._value_and_grad(metric.to_z(u))
+            return value, metric.pull(gradient)
+
+        return value_and_grad
+
+    def everyone(self, mine: Tensor) -> Tensor:
+        """What all chains of all processes hold, ``[C, ...]``, from what those here do."""
+        return mine
+
+    def change_metric(self, state: State, metric: Metric) -> State:
+        """The same point in the coordinates of another metric."""
+        old = Metric.of(state)
+        z, gradient = old.to_z(state["z"]), old.push(state["grad"])
+        return state | metric.state() | {"z": metric.to_u(z), "grad": metric.pull(gradient)}
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rows is None:
+            return self.density.value_and_grad(z)
+        return self.density.value_and_grad(z, self.rows, per_chain=True)
+
+    def _finite_start(self) -> Point:
+        """The start, with new prior draws, ever closer to 0, where the density is not finite."""
+        point = evaluate(self.begin, self._value_and_grad)
+        for attempt in range(RETRIES + 1):
+            good = point.value.isfinite() & point.grad.isfinite().all(-1).cpu()
+            if good.all():
+                return point
+            if not self.restart or attempt == RETRIES:
+                break
+            fresh = self.density.prior_draws(len(good), derive_seed(self.seed, self.label, "restart", attempt))
+            z = torch.where(good.to(point.z.device)[:, None], point.z, fresh * 0.5**attempt)
+            point = evaluate(z, self._value_and_grad)
+        again = f", also after {RETRIES} other prior draws" if self.restart else ""
+        raise Divergence(
+            f"{self.label}: the log density or its gradient is not finite at the start of chains "
+            f"{torch.nonzero(~good).flatten().tolist()}{again}. Check that the data lie where the likelihood has "
+            "support and that scales are not extreme, or pass init= with values at which the density is finite."
+        )
