@@ -7,7 +7,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -175,26 +175,14 @@ class Method(ABC):
             ResumeMismatch: the checkpoint belongs to another run.
         """
         started = time.perf_counter()
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise MethodError(f"seed={seed!r}: the seed must be a whole number.")
+        _whole_seed(seed)
         if prior_rows is not None and not self.learns_prior:
             raise MethodError(
                 f"{self.name} cannot learn a prior from prior_rows, because its posterior has no density relative to "
                 "one; fit it on some rows and certify it on others, or use MeanFieldVI."
             )
         with isolated(seed, self.name), pyro.get_param_store().scope():
-            problem = prepare(
-                model,
-                data,
-                prior_rows=prior_rows,
-                seed=seed,
-                data_plate=data_plate,
-                temperature=self.temperature,
-                likelihood_temperature=self.likelihood_temperature,
-            )
-            reason = self.applies_to(problem.density)
-            if reason:
-                raise MethodError(f"{self.name} cannot be used here: {reason}.")
+            problem = self._prepare(model, data, prior_rows=prior_rows, seed=seed, data_plate=data_plate)
             run = Run(
                 seed=seed,
                 checkpoint=as_checkpoint(checkpoint),
@@ -205,16 +193,73 @@ class Method(ABC):
                 identity={"method": self.name, "settings": self.settings(), "data": data_fingerprint(problem)},
             )
             posterior = self._fit(problem, run)
+        self._sign(posterior, run, started)
+        return posterior
+
+    def fit_each(
+        self,
+        model: Any,
+        datasets: Sequence[Any],
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+        data_plate: str = "data",
+    ) -> list[Posterior]:
+        """Fit a model to each of several data sets: replicates, folds, bootstrap samples.
+
+        A full-batch sampler runs all data sets of the same shapes as one batch: R of them take about the time of one
+        run with R times the chains. Every data set has a step size and a metric of its own. Other methods fit one after
+        the other.
+
+        Args:
+            model: as in ``fit``.
+            datasets: each as in ``fit``.
+            seed: the k-th result depends on the seed, on k, and (in rounding) on how many run together.
+            progress: as in ``fit``.
+            data_plate: as in ``fit``.
+
+        Returns:
+            One posterior a data set, in their order.
+
+        Raises:
+            MethodError, DataError, ModelError, Divergence: as ``fit``.
+        """
+        started = time.perf_counter()
+        _whole_seed(seed)
+        with isolated(seed, self.name), pyro.get_param_store().scope():
+            problems: list[Problem] = []
+            for data in datasets:
+                like = problems[0].density if problems else None
+                problems.append(self._prepare(model, data, seed=seed, data_plate=data_plate, like=like))
+            run = Run(seed=seed, progress=progress)
+            posteriors = self._fit_each(problems, run)
+        for posterior in posteriors:
+            self._sign(posterior, run, started)
+        return posteriors
+
+    def _prepare(self, model: Any, data: Any, **options: Any) -> Problem:
+        problem = prepare(
+            model,
+            data,
+            temperature=self.temperature,
+            likelihood_temperature=self.likelihood_temperature,
+            **options,
+        )
+        reason = self.applies_to(problem.density)
+        if reason:
+            raise MethodError(f"{self.name} cannot be used here: {reason}.")
+        return problem
+
+    def _sign(self, posterior: Posterior, run: Run, started: float) -> None:
         posterior.info.update(
             method=self.name,
             settings=self.settings(),
-            seed=seed,
+            seed=run.seed,
             seconds=time.perf_counter() - started,
             gradients=run.tally.gradients,
             gradients_here=run.tally.gradients_here,
             interrupted=run.tally.interrupted,
         )
-        return posterior
 
     def work(self, problem: Problem) -> Work:
         """What a fit of this problem will evaluate; a method that does not say so is not forecast."""
@@ -223,6 +268,15 @@ class Method(ABC):
     @abstractmethod
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         """Drive the engine with ``run.drive`` and make a posterior of its last state."""
+
+    def _fit_each(self, problems: list[Problem], run: Run) -> list[Posterior]:
+        """Fit several problems, one after the other unless a method knows better."""
+        return [self._fit(problem, run.stage(f"replicate {k}")) for k, problem in enumerate(problems)]
+
+
+def _whole_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise MethodError(f"seed={seed!r}: the seed must be a whole number.")
 
 
 def data_fingerprint(problem: Problem) -> dict[str, str]:

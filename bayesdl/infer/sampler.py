@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from bayesdl.errors import Divergence
 from bayesdl.infer import method as check
@@ -18,8 +19,9 @@ from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method
 from bayesdl.infer.metric import SHAPES, Shape
 from bayesdl.infer.starts import start
+from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
-from bayesdl.posterior.problem import Problem
+from bayesdl.posterior.problem import Problem, same_shapes
 
 STUCK = 20
 """Draws after which a chain that has accepted nothing at all is an error."""
@@ -65,14 +67,28 @@ class Sampler(Method):
         return {}
 
     def _fit(self, problem: Problem, run: Run) -> DrawsPosterior:
+        return self._sample([problem], run)[0]
+
+    def _fit_each(self, problems: list[Problem], run: Run) -> list[Posterior]:
+        """Problems whose arguments have the same shapes run as groups of one batch of chains."""
+        found: dict[int, DrawsPosterior] = {}
+        for n, members in enumerate(_alike(problems)):
+            stage = run if n == 0 else run.stage(f"shapes {n}")
+            found |= zip(members, self._sample([problems[k] for k in members], stage), strict=True)
+        return [found[k] for k in range(len(problems))]
+
+    def _sample(self, problems: list[Problem], run: Run) -> list[DrawsPosterior]:
+        groups, first = len(problems), problems[0]
         engine = MarkovEngine(
             sampler=self,
-            density=problem.density,
-            begin=start(problem, run, self.chains, default="prior").to(problem.density.dtype),
+            density=first.density,
+            begin=start(first, run, self.chains * groups, default="prior").to(first.density.dtype),
             seed=run.seed,
             restart=run.init in (None, "prior"),
+            groups=groups,
+            rows=None if groups == 1 else _stacked(problems, self.chains),
         )
-        return collect(engine, problem, run)
+        return collect(engine, problems, run)
 
 
 @dataclass(frozen=True)
@@ -108,31 +124,65 @@ class TunedSampler(Sampler):
         return {} if self.step_size is None else {"step_size": torch.full_like(state["step_size"], self.step_size)}
 
 
-def collect(engine: MarkovEngine, problem: Problem, run: Run) -> DrawsPosterior:
-    """Drive an engine and wrap the draws that it reached.
+def collect(engine: MarkovEngine, problems: list[Problem], run: Run) -> list[DrawsPosterior]:
+    """Drive an engine and wrap the draws that it reached, one posterior a group.
 
     Raises:
         Divergence: a chain accepted nothing at all after warm-up.
         KeyboardInterrupt: interrupted before the first draw.
     """
-    state = run.drive(engine, problem.density)
+    state = run.drive(engine, engine.density)
     drawn = engine.drawn(state)
     if drawn < 1:
         raise run.too_early("the first draw after warm-up")
-    record = dict(zip(engine.names, state["statistics"][:, :, :drawn].clone(), strict=True))
-    sizes = state["step_size"]
-    if "acceptance" in record:
-        stuck = torch.nonzero(record["acceptance"].amax(1) == 0).flatten().tolist()
-        if drawn >= STUCK and stuck:
+    chains = engine.chains // engine.groups
+    posteriors = []
+    for k, problem in enumerate(problems):
+        mine = slice(k * chains, (k + 1) * chains)
+        record = dict(zip(engine.names, state["statistics"][:, mine, :drawn].clone(), strict=True))
+        info: dict[str, Any] = {"warmup": engine.warmup, "thin": engine.thin}
+        info |= {name: float(state[name][k]) for name in ("step_size", "length") if state[name][k].isfinite()}
+        if "divergent" in record:
+            info["divergences"] = int(record["divergent"].sum())
+        posteriors.append(DrawsPosterior(problem, state["draws"][mine, :drawn].clone(), record, info))
+    _refuse_stuck(posteriors, engine.label)
+    return posteriors
+
+
+def _refuse_stuck(posteriors: list[DrawsPosterior], label: str) -> None:
+    for k, posterior in enumerate(posteriors):
+        acceptance = posterior.stats.get("acceptance")
+        if acceptance is None or acceptance.shape[1] < STUCK:
+            continue
+        stuck = torch.nonzero(acceptance.amax(1) == 0).flatten().tolist()
+        if stuck:
+            where = f" of data set {k}" if len(posteriors) > 1 else ""
             raise Divergence(
-                f"{engine.label}: chains {stuck} accepted nothing after warm-up (step size {float(sizes[0]):.3g}). Use "
-                "a longer warmup, a smaller step, or another init; a hierarchical model may need a non-centred form."
+                f"{label}: chains {stuck}{where} accepted nothing after warm-up (step size "
+                f"{posterior.info['step_size']:.3g}). Use a longer warmup, a smaller step, or another init; a "
+                "hierarchical model may need a non-centred form."
             )
-    info: dict[str, Any] = {"warmup": engine.warmup, "thin": engine.thin}
-    if sizes.isfinite().all():
-        info["step_size"] = float(sizes[0])
-    if state["length"].isfinite().all():
-        info["length"] = float(state["length"][0])
-    if "divergent" in record:
-        info["divergences"] = int(record["divergent"].sum())
-    return DrawsPosterior(problem, state["draws"][:, :drawn].clone(), record, info)
+
+
+def _alike(problems: list[Problem]) -> list[list[int]]:
+    """The numbers of the problems, by the shapes of their arguments."""
+    found: list[list[int]] = []
+    for k, problem in enumerate(problems):
+        for members in found:
+            if same_shapes(problems[members[0]].batch, problem.batch):
+                members.append(k)
+                break
+        else:
+            found.append([k])
+    return found
+
+
+def _stacked(problems: list[Problem], chains: int) -> dict[str, Tensor]:
+    """The tensors in which the problems differ, once for every chain ``[R chains, ...]``."""
+    first = problems[0].batch
+    stacks = {
+        name: torch.stack([problem.batch[name] for problem in problems])
+        for name, value in first.items()
+        if isinstance(value, Tensor)
+    }
+    return {name: rows.repeat_interleave(chains, 0) for name, rows in stacks.items() if (rows != rows[:1]).any()}

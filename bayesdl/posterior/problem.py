@@ -196,6 +196,7 @@ def prepare(
     data_plate: str = "data",
     temperature: float = 1.0,
     likelihood_temperature: float = 1.0,
+    like: LogDensity | None = None,
 ) -> Problem:
     """Make a model and its data ready.
 
@@ -210,6 +211,8 @@ def prepare(
         data_plate: name of the plate over rows.
         temperature: T of ``LogDensity``.
         likelihood_temperature: T_L of ``LogDensity``.
+        like: the model's density over other data; if the arguments have the same shapes, the program is not looked into
+            once more, and recorded graphs are shared.
 
     Raises:
         DataError: the data cannot be used.
@@ -255,14 +258,26 @@ def prepare(
         else:
             x, y = (_value(value, name) for value, name in zip(data, ("x", "y"), strict=True))
         batch = {str(names[0]): x, str(names[1]): y}
-    density = LogDensity(
-        model,
-        batch,
-        data_plate=data_plate,
-        temperature=temperature,
-        likelihood_temperature=likelihood_temperature,
-    )
+    if like is not None and same_shapes(like.batch, batch):
+        density = like.with_batch(batch)
+    else:
+        density = LogDensity(
+            model,
+            batch,
+            data_plate=data_plate,
+            temperature=temperature,
+            likelihood_temperature=likelihood_temperature,
+        )
     return Problem(model, density, batch, names[0], names[1], scaler, rows, shaped, task, classes, seed, data_plate)
+
+
+def same_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two batches differ in the values of their tensors alone."""
+
+    def shape(value: Any) -> Any:
+        return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
+
+    return one.keys() == other.keys() and all(shape(one[name]) == shape(other[name]) for name in one)
 
 
 def _is_program(model: torch.nn.Module) -> bool:
