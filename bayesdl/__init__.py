@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bayesdl._registry import METHODS, MODULES, TABLE, resolve
+from bayesdl._registry import METHODS, MODULES, TABLE, method_class, resolve
 
 if TYPE_CHECKING:
     # What the table of _registry says, once more for type checkers and editors; a test compares the two.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bayesdl import infinite as infinite
     from bayesdl import models as models
     from bayesdl import posterior as posterior
+    from bayesdl import theory as theory
     from bayesdl.bounds import Certificate as Certificate
     from bayesdl.bounds.certify import certify as certify
     from bayesdl.compare import Comparison as Comparison
@@ -41,15 +42,23 @@ if TYPE_CHECKING:
     from bayesdl.evaluate import Report as Report
     from bayesdl.evaluate import evaluate as evaluate
     from bayesdl.infer import schedules as schedules
+    from bayesdl.infer.baoab import BAOAB as BAOAB
     from bayesdl.infer.checkpoint import Checkpoint as Checkpoint
+    from bayesdl.infer.chees import ChEES as ChEES
+    from bayesdl.infer.elliptical_slice import EllipticalSlice as EllipticalSlice
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.method import Method as Method
     from bayesdl.infer.nuts import NUTS as NUTS
     from bayesdl.infer.optimise import MAP as MAP
     from bayesdl.infer.optimise import MaximumLikelihood as MaximumLikelihood
+    from bayesdl.infer.preconditioned import PSGLD as PSGLD
+    from bayesdl.infer.random_walk import RandomWalk as RandomWalk
+    from bayesdl.infer.sghmc import SGHMC as SGHMC
     from bayesdl.infer.sgld import SGLD as SGLD
+    from bayesdl.infer.sgnht import SGNHT as SGNHT
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP
     from bayesdl.infinite.methods import NNGP as NNGP
@@ -62,7 +71,7 @@ if TYPE_CHECKING:
     from bayesdl.posterior.prior_predictive import prior_predictive as prior_predictive
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "describe", "fit", *sorted(TABLE)]
+__all__ = ["__version__", "describe", "extend", "fit", *sorted(TABLE)]
 
 
 def fit(model: Any, data: Any, method: Method | None = None, **options: Any) -> Posterior:
@@ -82,6 +91,28 @@ def fit(model: Any, data: Any, method: Method | None = None, **options: Any) -> 
     chosen = resolve("MeanFieldVI")() if method is None else method
     posterior: Posterior = chosen.fit(model, data, **options)
     return posterior
+
+
+def extend(posterior: Posterior, draws: int, *, data: Any = None, **options: Any) -> Posterior:
+    """Draw more from where a sampler's chains stand, without a new warm-up.
+
+    Args:
+        posterior: fitted by a sampler; also one that was saved and loaded.
+        draws: more draws per chain.
+        data: the training data once more, for a loaded posterior, which no longer has them.
+        **options: ``callback``, ``checkpoint``, ``progress``, as in ``fit``.
+
+    Returns:
+        A new posterior with all draws, those of one uninterrupted longer run.
+
+    Raises:
+        MethodError: the posterior has no chains to go on with.
+        ModelMismatch: other data than those of the fit.
+    """
+    method = method_class(posterior.info["method"]).from_settings(posterior.info["settings"])
+    given = posterior if data is None else posterior.with_data(data)
+    extended: Posterior = method.extend(given, draws, **options)
+    return extended
 
 
 def describe(model: Any, data: Any, methods: Iterable[Method] | None = None, **options: Any) -> Description:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ State: TypeAlias = dict[str, Any]  # values: Tensor, torch.Generator, int, float
 Fingerprint: TypeAlias = dict[str, Any]  # values: whatever JSON holds
 
 FORMAT = 1
+LAYOUT = "layout"
 # A run that goes on under other values of these is a valid run, but not bit for bit the uninterrupted one.
 INEXACT = frozenset({"torch", "pyro", "threads", "execution"})
 # The model's code cannot be compared; its log joint at one fixed point can, up to rounding.
@@ -60,19 +62,8 @@ class Checkpoint:
 
     def save(self, state: State, fingerprint: Fingerprint) -> None:
         """Write the state; a kill at any moment leaves the previous file or the new one."""
-        tensors: dict[str, Tensor] = {}
-        header: dict[str, Any] = {"format": FORMAT, "fingerprint": fingerprint}
-        tensor_devices, generator_devices, scalars = {}, {}, {}
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[name] = value
-                tensor_devices[name] = str(value.device)
-            elif isinstance(value, torch.Generator):
-                tensors[name] = value.get_state()
-                generator_devices[name] = str(value.device)
-            else:
-                scalars[name] = value
-        header |= {"tensors": tensor_devices, "generators": generator_devices, "scalars": scalars}
+        tensors, layout = encode(state)
+        header = {"format": FORMAT, "fingerprint": fingerprint, **layout}
         write_tensors(self.file, tensors, header)
 
     def load(self, fingerprint: Fingerprint) -> State | None:
@@ -88,18 +79,11 @@ class Checkpoint:
         try:
             if header["format"] != FORMAT:
                 raise FileError(f"{self.file} has checkpoint format {header['format']!r}, this version reads {FORMAT}.")
-            stored, scalars = header["fingerprint"], header["scalars"]
-            tensor_devices, generator_devices = header["tensors"], header["generators"]
-            self._compare(stored, fingerprint)
-            state: State = {name: tensors[name].to(device) for name, device in tensor_devices.items()}
-            for name, device in generator_devices.items():
-                state[name] = torch.Generator(device=device)
-                state[name].set_state(tensors[name])
+            self._compare(header["fingerprint"], fingerprint)
+            return decode(tensors, header)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             message = f"{self.file} is not a checkpoint of bayesdl ({error!r}); delete it to start anew."
             raise FileError(message) from None
-        state.update(scalars)
-        return state
 
     def _compare(self, stored: Fingerprint, current: Fingerprint) -> None:
         different = [
@@ -116,6 +100,42 @@ class Checkpoint:
             else "call fit as it was called before, or use another checkpoint path"
         )
         raise ResumeMismatch(f"{self.file} belongs to another run:{lines}\nTo resume, {advice}.")
+
+
+def encode(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state as tensors (generators as their bytes) and a JSON description of the rest."""
+    tensors: dict[str, Tensor] = {}
+    layout: dict[str, Any] = {"tensors": {}, "generators": {}, "scalars": {}}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+            layout["tensors"][name] = str(value.device)
+        elif isinstance(value, torch.Generator):
+            tensors[name] = value.get_state()
+            layout["generators"][name] = str(value.device)
+        else:
+            layout["scalars"][name] = value
+    return tensors, layout
+
+
+def decode(tensors: dict[str, Tensor], layout: dict[str, Any]) -> State:
+    """The state that ``encode`` took apart."""
+    state: State = {name: tensors[name].to(device) for name, device in layout["tensors"].items()}
+    for name, device in layout["generators"].items():
+        state[name] = torch.Generator(device=device)
+        state[name].set_state(tensors[name])
+    return state | layout["scalars"]
+
+
+def pack(state: State) -> dict[str, Tensor]:
+    """A state as tensors alone, for a posterior to carry."""
+    tensors, layout = encode(state)
+    return tensors | {LAYOUT: torch.frombuffer(bytearray(json.dumps(layout).encode()), dtype=torch.uint8)}
+
+
+def unpack(tensors: dict[str, Tensor]) -> State:
+    """The state that ``pack`` took apart, with generators of its own."""
+    return decode(tensors, json.loads(bytes(tensors[LAYOUT].tolist())))
 
 
 def _same(name: str, stored: Any, current: Any) -> bool:

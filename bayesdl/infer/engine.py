@@ -41,6 +41,7 @@ class MarkovEngine(Engine):
         restart: whether a start at which the density is not finite may be replaced.
         groups: G; the chains of a group, which stand side by side, share step size and metric.
         rows: batch of its own for every chain, ``[C, B, ...]`` by argument; None if all have the density's own data.
+        last: the state, without its record, of a run that is to be extended; then ``sampler.draws`` more are drawn.
     """
 
     sampler: Sampler
@@ -50,6 +51,7 @@ class MarkovEngine(Engine):
     restart: bool = True
     groups: int = 1
     rows: Mapping[str, Any] | None = None
+    last: State | None = None
     label: str = field(init=False)
     total: int = field(init=False)
 
@@ -65,18 +67,23 @@ class MarkovEngine(Engine):
         self.adaptation = sampler.adaptation()
 
     def init(self) -> State:
-        """The start, an empty record, fresh generators, and the first tuning."""
-        point = self._finite_start()
-        chains, dim = point.z.shape
+        """The start, an empty record, fresh generators, and the first tuning; or where an earlier run ended."""
+        chains, dim = self.begin.shape
         draws = self.sampler.draws
+        record: State = {
+            "draws": self.begin.new_zeros((chains, draws, dim)),
+            "statistics": torch.zeros((len(self.names), chains, draws), dtype=torch.float64),
+        }
+        if self.last is not None:
+            return self.last | record
+        point = self._finite_start()
         state: State = {
             "z": point.z,
             "value": point.value,
             "grad": point.grad,
             "step_size": torch.full((self.groups,), torch.nan, dtype=torch.float64),
             "length": torch.full((self.groups,), torch.nan, dtype=torch.float64),
-            "draws": point.z.new_zeros((chains, draws, dim)),
-            "statistics": torch.zeros((len(self.names), chains, draws), dtype=torch.float64),
+            **record,
             "normals": generator(self.seed, self.label, "normals", device=point.z.device),
             "uniforms": generator(self.seed, self.label, "uniforms"),
             **Metric.identity(self.groups, point.z).state(),
@@ -106,6 +113,11 @@ class MarkovEngine(Engine):
         """How many draws of every chain are recorded."""
         return max(0, (int(state["step"]) - self.warmup) // self.thin)
 
+    def without_record(self, state: State) -> State:
+        """What a later run needs to go on from here; its first draw is the next one."""
+        rest = {name: value for name, value in state.items() if name not in ("draws", "statistics", "gradients")}
+        return rest | {"step": self.warmup + (state["step"] - self.warmup) % self.thin}
+
     def status(self, state: State) -> str:
         """Phase, step size and divergences so far."""
         step_size = f"step size {float(state['step_size'].median()):.2g}"
@@ -125,7 +137,7 @@ class MarkovEngine(Engine):
     def tuning(self, state: State) -> Tuning:
         """Step size and length of every chain."""
         mine = self.group[self.own]
-        return Tuning(state["step_size"].numpy()[mine], state["length"].numpy()[mine])
+        return Tuning(state["step_size"].numpy()[mine], state["length"].numpy()[mine], state["step"])
 
     def noise(self, state: State) -> Noise:
         """The streams of a transition."""

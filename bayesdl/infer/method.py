@@ -8,10 +8,11 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import pyro
+import torch
 from torch import Tensor
 
 from bayesdl._rng import isolated
@@ -20,8 +21,9 @@ from bayesdl.density import LogDensity
 from bayesdl.errors import MethodError
 from bayesdl.infer.checkpoint import Checkpoint, as_checkpoint
 from bayesdl.infer.loop import Callback, Run
-from bayesdl.infer.schedules import Schedule, as_schedule
+from bayesdl.infer.schedules import Schedule, as_schedule, as_setting
 from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem, prepare
 
 Init = Mapping[str, Tensor] | Posterior | str | None
@@ -121,6 +123,11 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """The method with settings as ``settings()`` gives them."""
+        return cls(**{name: as_setting(value) for name, value in settings.items()})
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
@@ -236,6 +243,75 @@ class Method(ABC):
         for posterior in posteriors:
             self._sign(posterior, run, started)
         return posteriors
+
+    def extend(
+        self,
+        posterior: Posterior,
+        draws: int,
+        *,
+        callback: Callback | None = None,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+    ) -> Posterior:
+        """Draw more from where a posterior's chains stand, without a new warm-up.
+
+        A run of S draws that is extended by n ends with the very draws of a run of S + n.
+
+        Args:
+            posterior: made by this method, with these settings; also one that was saved and loaded.
+            draws: more draws per chain.
+            callback: as in ``fit``.
+            checkpoint: as in ``fit``; a file of its own for each extension.
+            progress: as in ``fit``.
+
+        Returns:
+            A new posterior with all draws; the given one stays as it is.
+
+        Raises:
+            MethodError: the posterior has no chains to go on with.
+        """
+        started = time.perf_counter()
+        whole(self.name, draws=draws)
+        if not isinstance(posterior, DrawsPosterior) or posterior.last is None:
+            raise MethodError(
+                f"This posterior ({posterior.info.get('method', 'of unknown method')}) cannot be extended: only runs "
+                "of a sampler on one data set know where their chains stand."
+            )
+        info = posterior.info
+        problem = posterior.problem
+        if not problem.complete:
+            raise MethodError(
+                "A loaded posterior no longer has its training rows. Give them back first: "
+                "bayesdl.extend(posterior, draws, data=...)."
+            )
+        run = Run(
+            seed=info["seed"],
+            checkpoint=as_checkpoint(checkpoint),
+            callback=callback,
+            progress=progress,
+            identity={
+                "method": self.name,
+                "settings": self.settings(),
+                "data": data_fingerprint(problem),
+                "extends": posterior.z.shape[1],
+            },
+        )
+        with isolated(run.seed, self.name), pyro.get_param_store().scope():
+            more = replace(self, draws=draws)._extend(posterior, run)  # type: ignore[call-arg]  # samplers have draws
+        z = torch.cat([posterior.z, more.z], 1)
+        stats = {name: torch.cat([value, more.stats[name]], 1) for name, value in posterior.stats.items()}
+        whole_run = DrawsPosterior(problem, z, stats, {**info, **more.info})
+        whole_run.last = more.last
+        if "divergences" in info:
+            whole_run.info["divergences"] += info["divergences"]
+        self._sign(whole_run, run, started)
+        whole_run.info["settings"]["draws"] = z.shape[1]
+        for name in ("seconds", "gradients"):
+            whole_run.info[name] += info[name]
+        return whole_run
+
+    def _extend(self, posterior: DrawsPosterior, run: Run) -> DrawsPosterior:
+        raise MethodError(f"{self.name} has no chains to extend.")
 
     def _prepare(self, model: Any, data: Any, **options: Any) -> Problem:
         problem = prepare(

@@ -12,7 +12,7 @@ from torch import Tensor
 from bayesdl.errors import Divergence
 from bayesdl.infer import method as check
 from bayesdl.infer.adaptation import Adaptation, StepAndMetric
-from bayesdl.infer.checkpoint import State
+from bayesdl.infer.checkpoint import State, pack, unpack
 from bayesdl.infer.engine import MarkovEngine
 from bayesdl.infer.kernel import Noise, Point, Statistics, Tuning, ValueAndGrad
 from bayesdl.infer.loop import Run
@@ -68,6 +68,16 @@ class Sampler(Method):
 
     def _fit(self, problem: Problem, run: Run) -> DrawsPosterior:
         return self._sample([problem], run)[0]
+
+    def _extend(self, posterior: DrawsPosterior, run: Run) -> DrawsPosterior:
+        engine = MarkovEngine(
+            sampler=self,
+            density=posterior.problem.density,
+            begin=posterior.z[:, -1],
+            seed=run.seed,
+            last=unpack(posterior.last or {}),
+        )
+        return collect(engine, [posterior.problem], run)[0]
 
     def _fit_each(self, problems: list[Problem], run: Run) -> list[Posterior]:
         """Problems whose arguments have the same shapes run as groups of one batch of chains."""
@@ -145,6 +155,8 @@ def collect(engine: MarkovEngine, problems: list[Problem], run: Run) -> list[Dra
         if "divergent" in record:
             info["divergences"] = int(record["divergent"].sum())
         posteriors.append(DrawsPosterior(problem, state["draws"][mine, :drawn].clone(), record, info))
+    if len(posteriors) == 1:
+        posteriors[0].last = pack(engine.without_record(state))
     _refuse_stuck(posteriors, engine.label)
     return posteriors
 

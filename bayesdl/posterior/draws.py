@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bayesdl import _rng
-from bayesdl.errors import MethodError
+from bayesdl.errors import MethodError, ModelMismatch
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.predictive import predict
-from bayesdl.posterior.problem import Problem
+from bayesdl.posterior.problem import Problem, prepare
 
 if TYPE_CHECKING:
     from bayesdl.posterior.diagnostics import Diagnostics
@@ -23,6 +24,8 @@ class DrawsPosterior(Posterior):
     Attributes:
         z: unconstrained draws ``[C, S, D]``: C chains (or ensemble members) of S draws.
         stats: per-draw statistics ``[C, S]`` by name (acceptance, energy, divergent, ...).
+        last: where the chains stand, with tuning and random streams, as tensors; ``bayesdl.extend`` goes on from there.
+            None for posteriors that cannot be extended.
     """
 
     kind: ClassVar[str] = "draws"
@@ -31,6 +34,7 @@ class DrawsPosterior(Posterior):
         super().__init__(problem, info)
         self.z = z.detach()
         self.stats = dict(stats)
+        self.last: dict[str, Tensor] | None = None
 
     def __repr__(self) -> str:
         """Method, chains and draws."""
@@ -63,32 +67,78 @@ class DrawsPosterior(Posterior):
         means = prediction.mean_by_draw
         return means.reshape(*self.z.shape[:2], *means.shape[1:])
 
-    def diagnostics(self, x: Any = None) -> Diagnostics:
-        """R-hat and effective sample sizes in function space and per site, divergences, energy.
+    def diagnostics(self, x: Any = None, *, superchains: int | Sequence[int] | None = None) -> Diagnostics:
+        """R-hat and effective sample sizes in function space and per site, divergences, energy, and a verdict in words.
 
         Args:
             x: raw inputs at which functions are compared; at most 200 training rows by default. A loaded posterior,
                 which no longer has its training rows, then tells what was found when it was saved.
+            superchains: number or labels of the groups of chains that started together, for nested R-hat; with it one
+                draw per chain is enough.
 
         Raises:
-            DataError: fewer than 4 draws per chain (an ensemble or a mode has no chains to compare).
+            DataError: fewer than 4 draws per chain and no superchains (an ensemble or a mode has no chains to compare).
         """
         from bayesdl.posterior.diagnostics import Diagnostics, diagnose
 
-        if x is None and self._record is not None and self._record.diagnostics is not None:
+        if x is None and superchains is None and self._record is not None and self._record.diagnostics is not None:
             return Diagnostics.from_json(self._record.diagnostics)
-        return diagnose(self, x)
+        return diagnose(self, x, superchains=superchains)
 
     def stored_diagnostics(self) -> dict[str, Any] | None:
         """``diagnostics()`` as JSON values; None where the chains are too short."""
         return self.diagnostics().to_json() if self.z.shape[1] >= 4 else None
 
+    def with_data(self, data: Any) -> DrawsPosterior:
+        """The posterior with its training data given back, after ``bayesdl.load``.
+
+        Args:
+            data: as in the fit.
+
+        Raises:
+            ModelMismatch: these are other data than those of the fit.
+        """
+        old = self.problem
+        problem = prepare(
+            old.model,
+            data,
+            seed=old.seed,
+            data_plate=old.data_plate,
+            temperature=old.density.temperature,
+            likelihood_temperature=old.density.likelihood_temperature,
+        )
+        if not _extends(old, problem):
+            raise ModelMismatch("These are not the data that the posterior was fitted on, or not in the same order.")
+        whole = DrawsPosterior(problem, self.z, self.stats, self.info)
+        whole.last = self.last
+        return whole
+
     def tensors(self) -> dict[str, Tensor]:
-        """Draws and statistics."""
-        return {"z": self.z, **{f"stats/{name}": value for name, value in self.stats.items()}}
+        """Draws and statistics, and where the chains stand."""
+        stats = {f"stats/{name}": value for name, value in self.stats.items()}
+        return {"z": self.z, **stats, **{f"last/{name}": value for name, value in (self.last or {}).items()}}
 
     @classmethod
     def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> DrawsPosterior:
         """Rebuild what ``tensors`` wrote."""
-        stats = {name.removeprefix("stats/"): value for name, value in tensors.items() if name.startswith("stats/")}
-        return cls(problem, tensors["z"], stats, info)
+        stats, last = (
+            {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            for prefix in ("stats/", "last/")
+        )
+        posterior = cls(problem, tensors["z"], stats, info)
+        posterior.last = last or None
+        return posterior
+
+
+def _extends(few: Problem, whole: Problem) -> bool:
+    """Whether a problem with a few training rows can be part of another one: same units, same rows."""
+    state, other = few.scaler.state(), whole.scaler.state()
+    if any(not torch.equal(state[name], other[name]) for name in state):
+        return False
+    if few.rows is not None and (whole.rows is None or few.rows.to_json() != whole.rows.to_json()):
+        return False
+    return all(
+        torch.equal(value, whole.batch[name][: len(value)] if name in few.row_names else whole.batch[name])
+        for name, value in few.batch.items()
+        if isinstance(value, Tensor)
+    )
