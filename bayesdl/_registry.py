@@ -20,8 +20,17 @@ METHODS: dict[str, str] = {
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "GuideVI": "bayesdl.infer.guide:GuideVI",
     "SGLD": "bayesdl.infer.sgld:SGLD",
+    "PSGLD": "bayesdl.infer.preconditioned:PSGLD",
+    "SGHMC": "bayesdl.infer.sghmc:SGHMC",
+    "SGNHT": "bayesdl.infer.sgnht:SGNHT",
+    "BAOAB": "bayesdl.infer.baoab:BAOAB",
+    "RandomWalk": "bayesdl.infer.random_walk:RandomWalk",
+    "MALA": "bayesdl.infer.mala:MALA",
+    "EllipticalSlice": "bayesdl.infer.elliptical_slice:EllipticalSlice",
     "HMC": "bayesdl.infer.hmc:HMC",
+    "ChEES": "bayesdl.infer.chees:ChEES",
     "NUTS": "bayesdl.infer.nuts:NUTS",
+    "MCLMC": "bayesdl.infer.mclmc:MCLMC",
     "NNGP": "bayesdl.infinite.methods:NNGP",
     "GP": "bayesdl.infinite.methods:GP",
 }
@@ -57,6 +66,7 @@ MODULES: dict[str, str] = {
     "posterior": "bayesdl.posterior",
     "priors": "bayesdl.models.priors",
     "schedules": "bayesdl.infer.schedules",
+    "theory": "bayesdl.theory",
 }
 
 TABLE: Mapping[str, str] = ChainMap(METHODS, NAMES, MODULES)

@@ -114,6 +114,7 @@ class Description:
 
 
 _EXECUTION = {
+    "compile": "the program was recorded once; its graph is compiled to machine code",
     "replay": "the program was recorded once; its graph is replayed",
     "handlers": "Pyro's handlers run every time, batched over chains (it cannot be recorded)",
     "loop": "Pyro's handlers run for one chain after the other (control flow depends on values)",

@@ -52,8 +52,17 @@ METHODS: dict[str, MethodCase] = {
     "MeanFieldVI": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
+    "PSGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
+    "SGHMC": MethodCase({"chains": 2, "warmup": 160, "draws": 20, "thin": 2}),
+    "SGNHT": MethodCase({"chains": 2, "warmup": 160, "draws": 20, "thin": 2}),
+    "BAOAB": MethodCase({"chains": 2, "warmup": 160, "draws": 20, "thin": 2}),
+    "RandomWalk": MethodCase({"chains": 2, "warmup": 60, "draws": 20, "thin": 2}),
+    "MALA": MethodCase({"chains": 2, "warmup": 60, "draws": 20, "thin": 2}),
+    "EllipticalSlice": MethodCase({"chains": 2, "warmup": 20, "draws": 20}),
+    "ChEES": MethodCase({"chains": 4, "warmup": 40, "draws": 15}),
     "HMC": MethodCase({"chains": 2, "warmup": 40, "draws": 15, "leapfrog_steps": 4}),
     "NUTS": MethodCase({"chains": 2, "warmup": 20, "draws": 15, "max_depth": 4}),
+    "MCLMC": MethodCase({"chains": 2, "warmup": 40, "draws": 15, "length": 0.2}),
     "NNGP": MethodCase({"steps": 20}, random=False, weights=False),
     "GP": MethodCase({"steps": 20}, random=False, weights=False),
 }
@@ -68,6 +77,37 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "SGLD-schedule": (
         "SGLD",
         MethodCase({"chains": 2, "warmup": 10, "draws": 15, "thin": 2, "step_size": 0.01, "temperature": 2.0}),
+    ),
+    "SGLD-saga": (
+        "SGLD",
+        MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7, "gradient": "saga"}),
+    ),
+    "PSGLD-gamma": (
+        "PSGLD",
+        MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7, "correction": "gamma"}),
+    ),
+    "SGHMC-estimate": (
+        "SGHMC",
+        MethodCase(
+            {"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7, "replacement": True}
+            | {"noise_estimate": True, "noise": "signs"}
+        ),
+    ),
+    "SGNHT-minibatch": ("SGNHT", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
+    "BAOAB-svrg-cyclical": (
+        "BAOAB",
+        MethodCase(
+            {"chains": 2, "warmup": 10, "draws": 15, "thin": 2, "batch_size": 7, "gradient": "svrg"}
+            | {"step_size": schedules.Cyclical(0.05, 40, 2, exploration=0.4), "friction": 2.0}
+        ),
+    ),
+    "MCLMC-unadjusted": (
+        "MCLMC",
+        MethodCase({"chains": 2, "warmup": 40, "draws": 15, "length": 0.2, "adjusted": False}),
+    ),
+    "MCLMC-fixed-step": (
+        "MCLMC",
+        MethodCase({"chains": 3, "warmup": 5, "draws": 15, "step_size": 0.05, "length": 0.2, "integrator": "minimal_norm"}),
     ),
     "HMC-fixed-step": (
         "HMC",

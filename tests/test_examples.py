@@ -106,6 +106,25 @@ def demo(result: Result) -> None:
         assert found["risk"] < found["bound"] < 0.25
 
 
+def sgd(result: Result) -> None:
+    for row in [*result["settings"].values(), *result["scaling"].values()]:
+        assert abs(row["measured"] - row["finite steps and rows"]) < 4 * row["error"]
+        assert row["Gibbs"] < row["finite steps"] < row["finite steps and rows"]
+    assert result["settings"]["1.5, 32"]["measured"] > 4 * result["settings"]["1.5, 32"]["Gibbs"]
+    scaled = [row["measured"] for row in result["scaling"].values()]
+    assert scaled == sorted(scaled)
+    assert len({round(row["Gibbs"], 9) for row in result["scaling"].values()}) == 1
+    for row in result["spectrum"].values():
+        assert row["rank"] < row["rows"] < row["dim"]
+        assert row["fraction"] < row["rows"] / row["dim"]
+    assert result["spectrum"]["MAP"]["gradient"] < 1e-3 < result["spectrum"]["a draw from the prior"]["gradient"]
+    annealed, large, _, small = result["wells"].values()
+    for row in result["wells"].values():
+        assert row["low"] - 0.03 < row["exact"] < row["high"] + 0.03
+    assert max(large["high"], small["high"]) < annealed["low"]
+    assert annealed["high"] < 1
+
+
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "counts": counts,
@@ -114,6 +133,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "hierarchical_regression": schools,
     "linear_regression": linear_regression,
     "mixture": mixture,
+    "sgd_markov_chain": sgd,
 }
 
 

@@ -23,6 +23,7 @@ FLOORS = {
     "evaluate": 3,
     "bounds": 4,
     "infinite": 4,
+    "theory": 5,
     "estimators": 5,
     "describe": 5,
     "compare": 5,

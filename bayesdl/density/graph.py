@@ -1,4 +1,4 @@
-"""Recording a function as a graph of tensor operations, thinned out for fast replay."""
+"""Recording a function as a graph of tensor operations, and cutting off what need not be computed on every call."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from bayesdl.density import layout, rewrite
 from bayesdl.errors import RandomDensity
 
 Graph = Callable[..., tuple[Tensor, Tensor]]
 
-_NO_OPS = {torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default}
-_NEUTRAL = {torch.ops.aten.mul.Scalar, torch.ops.aten.pow.Tensor_Scalar}
-_ALIASES = {torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default}
+_aten = torch.ops.aten
+# Operations that cost nothing: they are repeated on every call rather than kept from the first one.
+_VIEWS = {
+    _aten.view.default, _aten.expand.default, _aten.transpose.int, _aten.permute.default, _aten.t.default,
+    _aten.unsqueeze.default, _aten.squeeze.dim, _aten.select.int, _aten.slice.Tensor,
+}  # fmt: skip
 
 
 def record(function: Callable[..., Any], inputs: Sequence[Tensor], *, allow_random: bool = False) -> fx.GraphModule:
@@ -29,29 +34,37 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], *, allow_rand
         RandomDensity: the function draws random numbers.
         Exception: whatever torch raises where the function cannot be recorded; the caller then runs it as it is.
     """
-    graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    # Rewriting assumes that every operation is pure; a program that writes in place is replayed as recorded.
-    if not any(_mutates(node) for node in _calls(graph)):
-        _fold_constants(graph)
-        _share_repeated(graph)
-        _drop_no_ops(graph)
-        _eliminate_dead(graph)
+    graph = _without_writes(_trace(function, inputs), inputs)
+    # Rewriting assumes that every operation is pure; a program that writes into its inputs is replayed as recorded.
+    if not _writes(graph):
+        rewrite.thin(graph)
+        layout.rows_last(graph)
     if not allow_random:
         _refuse_random(graph)
     graph.recompile()
     return graph
 
 
-def _calls(graph: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in graph.graph.nodes if node.op == "call_function"]
+def _trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
 
 
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def _without_writes(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The same graph with fresh results in place of the temporaries that torch's own derivatives write into."""
+    if not _writes(graph):
+        return graph
+    try:
+        return _trace(functionalize(graph), inputs)
+    except Exception:  # some operations have no version that does not write; the graph is right as it is
+        return graph
+
+
+def _writes(graph: fx.GraphModule) -> bool:
+    return any(rewrite.mutates(node) for node in rewrite.calls(graph))
 
 
 def _refuse_random(graph: fx.GraphModule) -> None:
-    names = sorted({str(node.target) for node in _calls(graph) if _is_random(node)})
+    names = sorted({str(node.target) for node in rewrite.calls(graph) if rewrite.is_random(node)})
     if names:
         raise RandomDensity(
             f"The log density draws random numbers ({', '.join(names)}): dropout in training mode, or a value that is "
@@ -59,74 +72,71 @@ def _refuse_random(graph: fx.GraphModule) -> None:
         )
 
 
-def _fold_constants(graph: fx.GraphModule) -> None:
-    """Evaluate, once, every node that depends on constants alone (priors' parameters and normalisers)."""
-    known: dict[fx.Node, Tensor] = {}
-    for node in list(graph.graph.nodes):
-        if node.op == "get_attr":
-            value = getattr(graph, str(node.target), None)
-            if isinstance(value, Tensor):
-                known[node] = value
-        elif node.op == "call_function" and not _is_random(node):
-            if not all(argument in known for argument in node.all_input_nodes):
-                continue
-            arguments = fx.map_arg(node.args, lambda n: known[n])
-            keywords = fx.map_arg(node.kwargs, lambda n: known[n])
-            with torch.no_grad():
-                value = node.target(*arguments, **keywords)
-            if not isinstance(value, Tensor):
-                continue
-            known[node] = value
-            name = f"_folded_{node.name}"
-            graph.register_buffer(name, value.detach().clone(), persistent=False)
-            with graph.graph.inserting_before(node):
-                constant = graph.graph.get_attr(name)
-            node.replace_all_uses_with(constant)
-            constant.meta["val"] = value
-            known[constant] = value
-            graph.graph.erase_node(node)
+def split_off_data(graph: fx.GraphModule) -> tuple[fx.GraphModule | None, fx.GraphModule]:
+    """Cut a graph ``(z, *data)`` into what depends on the data alone, and the rest.
 
+    With the data fixed, the first part is computed once: ``lgamma(y + 1)`` of a Poisson likelihood, the transposed
+    inputs of a network, the products of the factors N/B and 1/T.
 
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
+    Returns:
+        ``(before, rest)``, with ``before(*data)`` the tuple of tensors that ``rest(z, *tensors)`` takes; ``before`` is
+        None, and ``rest`` the graph itself, if the graph writes into its inputs.
+    """
+    if _writes(graph):
+        return None, graph
+    nodes = list(graph.graph.nodes)
+    z, *data = [node for node in nodes if node.op == "placeholder"]
+    early = set(data)
+    for node in nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and all(n in early for n in node.all_input_nodes)):
+            early.add(node)
+    crossing: dict[fx.Node, None] = {}
+    cheap: set[fx.Node] = set()
 
-
-def _share_repeated(graph: fx.GraphModule) -> None:
-    """Compute what is written twice only once."""
-    seen: dict[Any, fx.Node] = {}
-    for node in _calls(graph):
-        if _is_random(node):
-            continue
-        key = (node.target, repr(node.args), repr(node.kwargs))
-        if "tensor(" in key[1]:
-            continue
-        if key in seen:
-            node.replace_all_uses_with(seen[key])
-            graph.graph.erase_node(node)
+    def cross(node: fx.Node) -> None:
+        """Note what the rest needs of an early node: its views are taken there, the tensor under them comes over."""
+        if node.op == "get_attr" or node.target in _VIEWS:
+            cheap.add(node)
+            for source in node.all_input_nodes:
+                cross(source)
         else:
-            seen[key] = node
+            crossing[node] = None
+
+    for node in nodes:
+        if node not in early:
+            for source in node.all_input_nodes:
+                if source in early:
+                    cross(source)
+    before = _part(graph, data, [n for n in nodes if n in early], tuple(crossing))
+    output = nodes[-1].args[0]
+    rest = _part(graph, [z, *crossing], [n for n in nodes[:-1] if n not in early or n in cheap], output)
+    return before, rest
 
 
-def _drop_no_ops(graph: fx.GraphModule) -> None:
-    """Remove views and expansions to the shape that a tensor already has, aliases, and powers and products with 1."""
-    for node in _calls(graph):
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node):
-            continue
-        same = node.target in _NO_OPS and _shape(node) is not None and _shape(node) == _shape(source)
-        if same or (node.target in _NEUTRAL and node.args[1] == 1) or node.target in _ALIASES:
-            node.replace_all_uses_with(source)
-            graph.graph.erase_node(node)
+def operations(graph: fx.GraphModule) -> int:
+    """Number of operations of a graph."""
+    return len(rewrite.calls(graph))
 
 
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+def elements(graph: fx.GraphModule) -> tuple[int, int]:
+    """Numbers that a graph writes in all, and in its largest tensor; views write none."""
+    values = [node.meta.get("val") for node in rewrite.calls(graph) if node.target not in _VIEWS]
+    counts = [value.numel() for value in values if isinstance(value, Tensor)]
+    return sum(counts), max(counts, default=0)
 
 
-def _eliminate_dead(graph: fx.GraphModule) -> None:
-    """Remove what nobody reads, random draws included (a plate's unused permutation, for one)."""
-    for node in reversed(list(graph.graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users:
-            graph.graph.erase_node(node)
+def _part(root: fx.GraphModule, inputs: Sequence[fx.Node], body: Sequence[fx.Node], output: Any) -> fx.GraphModule:
+    """A graph of its own from some nodes of another."""
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = part.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+    for node in body:
+        if node not in copies:
+            copies[node] = part.node_copy(node, lambda n: copies[n])
+    part.output(fx.map_arg(output, lambda n: copies[n]))
+    module = fx.GraphModule(root, part)
+    rewrite.eliminate_dead(module)
+    module.recompile()
+    return module

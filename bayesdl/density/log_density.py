@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from bayesdl.density import checks, evaluator, program, sites, terms
 from bayesdl.density.discovery import discover, untouched
-from bayesdl.density.evaluator import Execution
+from bayesdl.density.evaluator import Evaluator, Execution, Wish
 from bayesdl.density.gaussian_part import GaussianPart
 from bayesdl.density.program import Program
 from bayesdl.density.sites import Site
@@ -45,7 +45,8 @@ class LogDensity:
         observed: names of the observed sites in the data plate.
         row_names: arguments of the program with one entry per row.
         gradients: gradient evaluations so far, one per chain and call.
-        execution: "replay", "handlers" or "loop"; settled by the first gradient.
+        execution: "compile", "replay", "handlers" or "loop"; settled by ``expect``, else by the first gradient.
+        execution_note: why no faster way is gone, or empty.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class LogDensity:
             data_plate: name of the plate over rows.
             temperature: T.
             likelihood_temperature: T_L.
-            execution: "auto" records if possible; the others force one way (for tests and benchmarks).
+            execution: "auto" records if possible and compiles what ``expect`` finds worth it; the others force one way
+                ("compile" falls back to "replay" where there is no compiler).
 
         Raises:
             ModelError: the program cannot be used, with the reason and what to write instead.
@@ -84,10 +86,13 @@ class LogDensity:
         self.dim = sum(site.size for site in found.sites)
         self.dtype, self.device = _dtype_and_device(found.example)
         self.execution: str = execution
+        self.execution_note = ""
         self._asked = execution
         self.gradients = 0
         self._gaussian = GaussianPart.of(self.sites, self.dtype, self.device)
-        self._evaluators: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._settled = False
+        self._evaluators: dict[Any, Evaluator] = {}
+        self._factors: dict[tuple[float, ...], Tensor] = {}
         self.row_names = tuple(
             name for name, value in batch.items() if isinstance(value, Tensor) and value.dim() and len(value) == self.n
         )
@@ -153,7 +158,14 @@ class LogDensity:
         names = frozenset(site.name for site in self.sites)
         other._gaussian = GaussianPart(names, mean.to(self.dtype), sd.to(self.dtype).square().reciprocal())
         other._evaluators = {}
+        other._settled = False
         other.gradients = 0
+        return other
+
+    def with_batch(self, batch: Batch) -> LogDensity:
+        """The same program over another data set of the same shapes; recorded graphs are shared."""
+        other = copy.copy(self)
+        other.batch, other.gradients = dict(batch), 0
         return other
 
     # -- values ------------------------------------------------------------------------------------------------
@@ -189,10 +201,11 @@ class LogDensity:
 
         Args:
             z: ``[C, D]``.
-            batch: rows to use instead of all; the factor N/B follows from their number.
+            batch: arguments of the program to use instead of its own: some rows, whose number B gives the factor N/B,
+                or another data set of the same size.
             target: "posterior" (log density with Jacobian, for samplers and VI), "joint" (no Jacobian, for MAP), or
                 "likelihood" (observed terms alone, for maximum likelihood).
-            per_chain: the batch's row tensors carry the chain dimension first, ``[C, B, ...]``.
+            per_chain: the batch's tensors carry the chain dimension first, ``[C, B, ...]``: every chain has its own.
 
         Returns:
             ``(value [C], gradient [C, D])``, non-finite where the density is.
@@ -204,8 +217,45 @@ class LogDensity:
             raise ModelError(f"value_and_grad takes z [chains, {self.dim}]; got {tuple(z.shape)}.")
         rows, factors = self._rows_and_factors(batch, per_chain)
         self.gradients += len(z)
-        with torch.no_grad(), program.unchecked():
-            return self._evaluator(z, rows, factors, target, per_chain)(z, rows, factors)
+        own = frozenset(batch or ()) if per_chain else frozenset()
+        with torch.no_grad():
+            found, tensors = self._evaluator(z, rows, factors, target, own)
+            return found.function(z, factors, *tensors)
+
+    def expect(
+        self,
+        calls: int,
+        z: Tensor,
+        batch: Batch | None = None,
+        *,
+        target: Target = "posterior",
+        per_chain: bool = False,
+        execution: str | None = None,
+    ) -> str:
+        """Announce ``calls`` evaluations like ``value_and_grad(z, batch, ...)``, and settle how they are done.
+
+        A graph is compiled where that is forecast to save more time than it takes; the forecast counts operations and
+        calls and looks at no clock, so the same run makes the same choice. Call it before the run, with tensors of the
+        run's shapes; without it nothing is compiled.
+
+        Args:
+            calls: evaluations to come, each of all chains.
+            z: ``[C, D]``, any point of the run.
+            batch: as in ``value_and_grad``.
+            target: as in ``value_and_grad``.
+            per_chain: as in ``value_and_grad``.
+            execution: the way to go whatever the forecast says; that of a run which is continued.
+
+        Returns:
+            ``execution``: the way that will be gone.
+        """
+        rows, factors = self._rows_and_factors(batch, per_chain)
+        own = frozenset(batch or ()) if per_chain else frozenset()
+        asked = self._asked if execution is None else cast(Execution, execution)
+        with torch.no_grad():
+            found, _ = self._evaluator(z, rows, factors, target, own, Wish(asked, calls))
+        self.execution, self.execution_note, self._settled = found.way, found.note, True
+        return self.execution
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -255,21 +305,20 @@ class LogDensity:
 
     def _rows_and_factors(self, batch: Batch | None, per_chain: bool) -> tuple[dict[str, Any], Tensor]:
         ratio = 1.0
-        if batch is None:
-            rows = self.batch
-        else:
+        rows = self.batch if batch is None else {**self.batch, **batch}
+        counts = {rows[name].shape[1 if per_chain else 0] for name in self.row_names if name in (batch or ())}
+        if counts - {self.n}:
             self.require_rows()
             if any(site.scope == "local" for site in self.sites):
                 raise NotFactorised(
                     "Mini-batches need every continuous latent to be global; this program has latents inside the data "
                     "plate. Use a full-batch method."
                 )
-            rows = {**self.batch, **batch}
-            count = rows[self.row_names[0]].shape[1 if per_chain else 0]
-            ratio = float(self.n or 0) / count
-        factors = torch.tensor(
-            [ratio, 1.0 / self.temperature, 1.0 / self.likelihood_temperature], dtype=self.dtype, device=self.device
-        )
+            ratio = float(self.n or 0) / counts.pop()
+        numbers = (ratio, 1.0 / self.temperature, 1.0 / self.likelihood_temperature)
+        factors = self._factors.get(numbers)
+        if factors is None:
+            factors = self._factors[numbers] = torch.tensor(numbers, dtype=self.dtype, device=self.device)
         return rows, factors
 
     def _map(self, z: Tensor, function: Callable[[list[Tensor]], Any]) -> Tensor:
@@ -292,24 +341,39 @@ class LogDensity:
         return values.reshape(z.shape[:-1] + values.shape[1:])
 
     def _evaluator(
-        self, z: Tensor, rows: dict[str, Any], factors: Tensor, target: Target, per_chain: bool
-    ) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The fastest way to evaluate that works, by shapes; settled on the first call with these shapes."""
+        self,
+        z: Tensor,
+        rows: dict[str, Any],
+        factors: Tensor,
+        target: Target,
+        own: frozenset[str],
+        wish: Wish | None = None,
+    ) -> tuple[Evaluator, list[Tensor]]:
+        """The fastest way to evaluate that works, by shapes, and the batch's tensors for it.
+
+        Settled on the first call with these shapes, unless later more calls are expected. ``own`` names the arguments
+        that carry the chain dimension.
+        """
         names = [name for name, value in rows.items() if isinstance(value, Tensor)]
-        shapes = tuple((name, tuple(rows[name].shape), rows[name].dtype, rows[name].device) for name in names)
-        key = (target, per_chain, tuple(z.shape), _training(self.model), shapes)
-        if key not in self._evaluators:
+        tensors = [rows[name] for name in names]
+        shapes = [(t.shape, t.dtype, t.device) for t in tensors]
+        key = (target, own, z.shape, z.dtype, _training(self.model), *names, *shapes)
+        found = self._evaluators.get(key)
+        if found is None or (wish is not None and wish.wants_another(found)):
             fixed = {name: value for name, value in rows.items() if name not in names}
-            rows_of = tuple(0 if per_chain and name in self.row_names else None for name in names)
+            rows_of = tuple(0 if name in own else None for name in names)
 
             def one(leaves: list[Tensor], factors: Tensor, *tensors: Tensor) -> Tensor:
                 return self._target(leaves, {**dict(zip(names, tensors, strict=True)), **fixed}, factors, target)
 
             gaussian = None if target == "likelihood" else self._gaussian
-            inputs = (z, factors, *(rows[name] for name in names))
-            found, self.execution = evaluator.build(one, self.sites, rows_of, gaussian, inputs, self._asked)
-            self._evaluators[key] = lambda z, rows, factors: found(z, factors, *(rows[name] for name in names))
-        return self._evaluators[key]
+            wanted = Wish(self._asked) if wish is None else wish
+            steady = all(rows[name].shape[1 if name in own else 0] == self.n for name in self.row_names)
+            found = evaluator.build(one, self.sites, rows_of, gaussian, (z, factors, *tensors), wanted, steady=steady)
+            self._evaluators[key] = found
+            if not self._settled:
+                self.execution, self.execution_note = found.way, found.note
+        return found, tensors
 
 
 def _training(model: Any) -> bool:

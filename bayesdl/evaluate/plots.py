@@ -18,6 +18,7 @@ from bayesdl.posterior.prediction import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 _Z90 = 1.6448536269514722
@@ -62,7 +63,7 @@ def reliability_diagram(prediction: Prediction, y: Any, ax: Axes | None = None, 
     axes.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy (share of rows)")
     axes.set_title(f"expected calibration error {found.ece:.3f}, {int(found.count.sum())} rows", fontsize=10)
     axes.legend(loc="upper left", frameon=False)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def calibration_curve(prediction: Prediction, y: Any, ax: Axes | None = None) -> Axes:
@@ -94,7 +95,7 @@ def calibration_curve(prediction: Prediction, y: Any, ax: Axes | None = None) ->
     axes.set(xlabel="level of the central interval", ylabel="coverage (share of targets inside)")
     axes.set_title(f"coverage of the 90% interval {inside[90]:.2f}, {len(centred)} targets", fontsize=10)
     axes.legend(loc="upper left", frameon=False)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def predictive_bands(
@@ -157,7 +158,7 @@ def predictive_bands(
         axes.plot(*shown, linestyle="none", marker="o", markersize=3, color="black", alpha=0.6, label="data")
     axes.set(xlabel=x_label, ylabel=y_label, xlim=(float(across[0]), float(across[-1])))
     axes.legend(loc="best", frameon=False, fontsize=8)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def _one_column(values: Any, what: str) -> torch.Tensor:
@@ -168,15 +169,23 @@ def _one_column(values: Any, what: str) -> torch.Tensor:
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    if ax is not None:
-        return ax
+    return new_figure(size).subplots() if ax is None else ax
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """A figure that no window or global state knows of.
+
+    Raises:
+        MissingExtra: Matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("pictures need matplotlib: pip install 'bayesdl[plots]'") from error
-    return Figure(figsize=size, dpi=150, layout="constrained").subplots()
+    return Figure(figsize=size, dpi=150, layout="constrained")
 
 
-def _tidy(axes: Axes) -> Axes:
+def tidy(axes: Axes) -> Axes:
+    """Axes without the frame's upper and right side."""
     axes.spines[["top", "right"]].set_visible(False)
     return axes

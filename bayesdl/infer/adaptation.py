@@ -153,9 +153,9 @@ class StepAndMetric:
 
     def update(self, state: State, statistics: Statistics, engine: MarkovEngine) -> State:
         """One update; at the end of a window a new metric, at the end of warm-up the averaged step size."""
-        plan, done = windows(self.warmup), state["step"] + 1
+        plan, done = self.plan(), state["step"] + 1
         accepted = engine.everyone(torch.from_numpy(statistics["acceptance"])).reshape(engine.groups, -1)
-        state |= average(state, accepted.mean(1) if done > plan.stop else harmonic_mean(accepted), self.target)
+        state |= average(state, self.pooled(accepted, final=done > plan.stop), self.target)
         if plan.start < done <= plan.stop:
             metric = Metric.of(state)
             z = engine.everyone(metric.to_z(state["z"]))
@@ -169,9 +169,17 @@ class StepAndMetric:
             state["step_size"] = averaged_step_size(state)
         return state
 
+    def plan(self) -> Windows:
+        """When the metric is estimated."""
+        return windows(self.warmup)
+
+    def pooled(self, accepted: Tensor, *, final: bool) -> Tensor:
+        """One acceptance statistic per group from those of its chains, ``[G, K] -> [G]``."""
+        return accepted.mean(1) if final else harmonic_mean(accepted)
+
     def restart(self, state: State, engine: MarkovEngine, guess: Floats) -> State:
         """Dual averaging from a new first step size."""
         step = first_step_size(
-            engine.point(state), guess, engine.group[engine.own], engine.noise(state), engine.function(state)
+            engine.point(state), guess, engine.group, engine.noise(state), engine.function(state), engine.everyone
         )
         return start_averaging(torch.from_numpy(step))

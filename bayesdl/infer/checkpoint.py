@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from bayesdl._distributed import Ranks
 from bayesdl._files import read_tensors, write_tensors
 from bayesdl.errors import FileError, MethodError, ResumeMismatch
 
@@ -60,29 +61,64 @@ class Checkpoint:
         path = self.file.with_name(f"{self.file.stem}.{name}.safetensors")
         return Checkpoint(path, self.every, self.allow_inexact)
 
-    def save(self, state: State, fingerprint: Fingerprint) -> None:
-        """Write the state; a kill at any moment leaves the previous file or the new one."""
+    def of(self, ranks: Ranks) -> Checkpoint:
+        """The checkpoint of one of several processes, in a file of its own; of a single one, this."""
+        return self if ranks.world == 1 else self.stage(f"rank{ranks.rank}-of-{ranks.world}")
+
+    @property
+    def before(self) -> Path:
+        """The save before the last one, which a run of several processes keeps."""
+        return self.file.with_name(f"{self.file.stem}.before.safetensors")
+
+    def save(self, state: State, fingerprint: Fingerprint, *, keep: bool = False) -> None:
+        """Write the state; a kill at any moment leaves the previous file or the new one.
+
+        Args:
+            state: of an engine.
+            fingerprint: what must be the same for a resumed run.
+            keep: whether the file that is there becomes ``before``.
+        """
         tensors, layout = encode(state)
         header = {"format": FORMAT, "fingerprint": fingerprint, **layout}
+        if keep and self.file.exists():
+            os.replace(self.file, self.before)
         write_tensors(self.file, tensors, header)
 
-    def load(self, fingerprint: Fingerprint) -> State | None:
+    def load(self, fingerprint: Fingerprint, ranks: Ranks | None = None) -> State | None:
         """Read the state back, or None when there is no file yet.
+
+        Several processes may have been killed on either side of a save: they go back to the last step that all of them
+        have.
 
         Raises:
             ResumeMismatch: the file belongs to another run; every field that differs is named with both values.
             FileError: the file is damaged or is not a checkpoint.
         """
-        if not self.file.exists():
-            return None
-        tensors, header = read_tensors(self.file)
+        if ranks is not None and ranks.world > 1:
+            return self._load_common(fingerprint, ranks)
+        return self._load(self.file, fingerprint) if self.file.exists() else None
+
+    def _load_common(self, fingerprint: Fingerprint, ranks: Ranks) -> State | None:
+        found = [self._load(file, fingerprint) for file in (self.file, self.before) if file.exists()]
+        mine = {int(state["step"]): state for state in found}
+        steps = ranks.numbers(sorted(mine))
+        common = set.intersection(*map(set, steps))
+        if not common and any(steps):
+            raise FileError(
+                f"The checkpoints of the {ranks.world} processes have no step in common ({steps}); delete them to "
+                "start anew."
+            )
+        return mine[max(common)] if common else None
+
+    def _load(self, file: Path, fingerprint: Fingerprint) -> State:
+        tensors, header = read_tensors(file)
         try:
             if header["format"] != FORMAT:
-                raise FileError(f"{self.file} has checkpoint format {header['format']!r}, this version reads {FORMAT}.")
+                raise FileError(f"{file} has checkpoint format {header['format']!r}, this version reads {FORMAT}.")
             self._compare(header["fingerprint"], fingerprint)
             return decode(tensors, header)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            message = f"{self.file} is not a checkpoint of bayesdl ({error!r}); delete it to start anew."
+            message = f"{file} is not a checkpoint of bayesdl ({error!r}); delete it to start anew."
             raise FileError(message) from None
 
     def _compare(self, stored: Fingerprint, current: Fingerprint) -> None:

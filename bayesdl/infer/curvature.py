@@ -29,8 +29,8 @@ def largest_curvature(
     return float(size.max())
 
 
-def gradient_noise(z: Tensor, next_batch: Callable[[], ValueAndGrad], batches: int = 8) -> float:
-    """Largest variance of a coordinate of the mini-batch gradient at ``z [C, D]``, averaged over the chains.
+def gradient_noise(z: Tensor, next_batch: Callable[[], ValueAndGrad], batches: int = 8) -> Tensor:
+    """Variance ``[D]`` of each coordinate of the mini-batch gradient at ``z [C, D]``, averaged over the chains.
 
     Args:
         z: positions.
@@ -38,4 +38,4 @@ def gradient_noise(z: Tensor, next_batch: Callable[[], ValueAndGrad], batches: i
         batches: how many gradients are compared.
     """
     gradients = torch.stack([next_batch()(z)[1] for _ in range(batches)])
-    return float(gradients.var(0).mean(0).max())
+    return gradients.var(0).mean(0)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesdl._distributed import Ranks
 from bayesdl._rng import derive_seed, generator
 from bayesdl.density import LogDensity
 from bayesdl.errors import Divergence
@@ -21,6 +22,8 @@ from bayesdl.infer.metric import Metric
 if TYPE_CHECKING:
     from bayesdl.infer.sampler import Sampler
 
+POINT = ("z", "value", "grad", "momentum")
+"""Entries of the state that have a row for every chain of this process."""
 RETRIES = 10
 """How often a chain that starts where the density is not finite is given another start."""
 
@@ -30,8 +33,9 @@ class MarkovEngine(Engine):
     """Transitions of all chains, adapted during warm-up, recorded afterwards.
 
     State: z ``[C, D]`` (whitened), value ``[C]``, grad ``[C, D]`` and for some kernels momentum ``[C, D]`` (the point);
-    step_size and length ``[G]`` and metric.* (the kernel's tuning); what the adaptation adds; draws ``[C, S, D]``
-    (unconstrained) and statistics ``[K, C, S]`` (the record); normals and uniforms, two generators.
+    step_size and length ``[G]``, metric.*, and count, the transitions so far, those of an extended run included (the
+    kernel's tuning); what the adaptation adds; draws ``[C, S, D]`` (unconstrained) and statistics ``[K, C, S]`` (the
+    record); normals and uniforms, two generators.
 
     Attributes:
         sampler: gives the kernel, its adaptation, and how many transitions there are.
@@ -42,6 +46,7 @@ class MarkovEngine(Engine):
         groups: G; the chains of a group, which stand side by side, share step size and metric.
         rows: batch of its own for every chain, ``[C, B, ...]`` by argument; None if all have the density's own data.
         last: the state, without its record, of a run that is to be extended; then ``sampler.draws`` more are drawn.
+        ranks: the processes that the chains of a single group are spread over; the state holds those of this one.
     """
 
     sampler: Sampler
@@ -52,6 +57,7 @@ class MarkovEngine(Engine):
     groups: int = 1
     rows: Mapping[str, Any] | None = None
     last: State | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     label: str = field(init=False)
     total: int = field(init=False)
 
@@ -62,20 +68,21 @@ class MarkovEngine(Engine):
         self.warmup, self.thin = sampler.warmup, sampler.thin
         self.total = self.warmup + sampler.draws * self.thin
         self.chains = len(self.begin)
-        self.own = slice(0, self.chains)
+        self.own = self.ranks.share(self.chains)
         self.group = np.repeat(np.arange(self.groups), self.chains // self.groups)
         self.adaptation = sampler.adaptation()
 
     def init(self) -> State:
         """The start, an empty record, fresh generators, and the first tuning; or where an earlier run ended."""
-        chains, dim = self.begin.shape
-        draws = self.sampler.draws
+        begin, draws = self.begin[self.own], self.sampler.draws
+        chains, dim = begin.shape
         record: State = {
-            "draws": self.begin.new_zeros((chains, draws, dim)),
+            "draws": begin.new_zeros((chains, draws, dim)),
             "statistics": torch.zeros((len(self.names), chains, draws), dtype=torch.float64),
         }
         if self.last is not None:
-            return self.last | record
+            mine = {name: self.last[name][self.own] for name in POINT if name in self.last}
+            return self.last | mine | record
         point = self._finite_start()
         state: State = {
             "z": point.z,
@@ -83,6 +90,7 @@ class MarkovEngine(Engine):
             "grad": point.grad,
             "step_size": torch.full((self.groups,), torch.nan, dtype=torch.float64),
             "length": torch.full((self.groups,), torch.nan, dtype=torch.float64),
+            "count": 0,
             **record,
             "normals": generator(self.seed, self.label, "normals", device=point.z.device),
             "uniforms": generator(self.seed, self.label, "uniforms"),
@@ -96,7 +104,7 @@ class MarkovEngine(Engine):
         point, statistics = self.sampler.transition(
             self.point(state), self.tuning(state), self.noise(state), self.function(state)
         )
-        new = state | {"z": point.z, "value": point.value, "grad": point.grad}
+        new = state | {"z": point.z, "value": point.value, "grad": point.grad, "count": state["count"] + 1}
         if point.momentum is not None:
             new["momentum"] = point.momentum
         after = state["step"] + 1 - self.warmup
@@ -114,8 +122,9 @@ class MarkovEngine(Engine):
         return max(0, (int(state["step"]) - self.warmup) // self.thin)
 
     def without_record(self, state: State) -> State:
-        """What a later run needs to go on from here; its first draw is the next one."""
+        """What a later run of any number of processes needs to go on from here; its first draw is the next one."""
         rest = {name: value for name, value in state.items() if name not in ("draws", "statistics", "gradients")}
+        rest |= {name: self.everyone(rest[name]) for name in POINT if name in rest}
         return rest | {"step": self.warmup + (state["step"] - self.warmup) % self.thin}
 
     def status(self, state: State) -> str:
@@ -137,7 +146,7 @@ class MarkovEngine(Engine):
     def tuning(self, state: State) -> Tuning:
         """Step size and length of every chain."""
         mine = self.group[self.own]
-        return Tuning(state["step_size"].numpy()[mine], state["length"].numpy()[mine], state["step"])
+        return Tuning(state["step_size"].numpy()[mine], state["length"].numpy()[mine], state["count"])
 
     def noise(self, state: State) -> Noise:
         """The streams of a transition."""
@@ -155,7 +164,7 @@ class MarkovEngine(Engine):
 
     def everyone(self, mine: Tensor) -> Tensor:
         """What all chains of all processes hold, ``[C, ...]``, from what those here do."""
-        return mine
+        return self.ranks.gather(mine, self.chains)
 
     def change_metric(self, state: State, metric: Metric) -> State:
         """The same point in the coordinates of another metric."""
@@ -172,15 +181,16 @@ class MarkovEngine(Engine):
 
     def _finite_start(self) -> Point:
         """The start, with new prior draws, ever closer to 0, where the density is not finite."""
-        point = evaluate(self.begin, self._value_and_grad)
+        point = evaluate(self.begin[self.own], self._value_and_grad)
         for attempt in range(RETRIES + 1):
-            good = point.value.isfinite() & point.grad.isfinite().all(-1).cpu()
+            mine = point.value.isfinite() & point.grad.isfinite().all(-1).cpu()
+            good = self.everyone(mine.to(point.z.device)).cpu()
             if good.all():
                 return point
             if not self.restart or attempt == RETRIES:
                 break
             fresh = self.density.prior_draws(len(good), derive_seed(self.seed, self.label, "restart", attempt))
-            z = torch.where(good.to(point.z.device)[:, None], point.z, fresh * 0.5**attempt)
+            z = torch.where(mine.to(point.z.device)[:, None], point.z, fresh[self.own] * 0.5**attempt)
             point = evaluate(z, self._value_and_grad)
         again = f", also after {RETRIES} other prior draws" if self.restart else ""
         raise Divergence(

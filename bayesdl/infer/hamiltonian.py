@@ -11,6 +11,8 @@ Hamiltonian dynamics", sections 2.3 and 4.1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -63,6 +65,7 @@ def first_step_size(
     group: np.ndarray[tuple[int], np.dtype[np.int64]],
     noise: Noise,
     value_and_grad: ValueAndGrad,
+    everyone: Callable[[Tensor], Tensor] = lambda mine: mine,
     target: float = 0.8,
     attempts: int = 60,
 ) -> Floats:
@@ -74,9 +77,10 @@ def first_step_size(
     Args:
         point: where the chains stand.
         step: ``[G]`` where to begin.
-        group: ``[C]`` number of each chain's group.
+        group: number of each chain's group, for the chains of all processes.
         noise: for the momenta.
         value_and_grad: the log density.
+        everyone: what the chains of all processes hold, from what those here do.
         target: of the acceptance probability.
         attempts: doublings at most.
 
@@ -92,10 +96,11 @@ def first_step_size(
     going = np.ones(len(step), dtype=bool)
     for _ in range(attempts):
         momentum = noise.normal()
-        sizes_now = column(step[group], point.z)
+        sizes_now = column(step[group][noise.own], point.z)
         _, moved, value, _ = leapfrog(point.z, momentum, point.grad, sizes_now, value_and_grad)
         change = (kinetic(momentum) - kinetic(moved)).double().cpu() + value.double().cpu() - point.value
-        good = np.bincount(group, acceptance(change.numpy())) / sizes > target
+        accepted = everyone(torch.from_numpy(acceptance(change.numpy()))).numpy()
+        good = np.bincount(group, accepted) / sizes > target
         if growing is None:
             growing = good
         crossed = going & (growing != good)

@@ -21,6 +21,57 @@ MAX_LEAPFROGS = 1024
 """Leapfrog steps of one trajectory at most, whatever its length: warm-up tries very small steps."""
 
 
+def trajectory(
+    start: Point, momentum: torch.Tensor, step: Floats, leapfrogs: Floats, value_and_grad: ValueAndGrad
+) -> Point:
+    """The ends of the chains' trajectories, with the momenta there.
+
+    Args:
+        start: where the chains stand, ``C`` chains of dimension ``D``.
+        momentum: ``[C, D]`` standard normal draws.
+        step: ``[C]`` step sizes of the leapfrog integrator.
+        leapfrogs: ``[C]`` steps of the trajectories; a chain that has fewer than others waits at its end.
+        value_and_grad: the log density; called as often as the longest trajectory has steps.
+    """
+    z, p, grad, full = start.z, momentum, start.grad, column(step, start.z)
+    for done in range(int(leapfrogs.max())):
+        sizes = full if done < leapfrogs.min() else full * column(leapfrogs > done, full)
+        z, p, value, grad = leapfrog(z, p, grad, sizes, value_and_grad)
+    return Point(z, value, grad, p)
+
+
+def decide(start: Point, momentum: torch.Tensor, end: Point, uniform: Floats) -> tuple[Point, Statistics]:
+    """Accept the end of a trajectory with probability ``min(1, exp(H - H'))``.
+
+    A rejected chain stays, and its old state counts once more. An end whose energy is not finite is rejected.
+
+    Args:
+        start: where the trajectories began.
+        momentum: ``[C, D]`` momenta there.
+        end: where they end, as ``trajectory`` gives it.
+        uniform: ``[C]`` draws from U(0, 1), for the decision.
+
+    Returns:
+        The new ``Point`` and, each ``[C]``: ``acceptance`` (the probability), ``energy`` (at the new state),
+        ``divergent``, ``log_density``.
+    """
+    if end.momentum is None:
+        raise AssertionError("a trajectory ends with a momentum")
+    energies = torch.stack([kinetic(momentum), kinetic(end.momentum), end.value]).double().cpu().numpy()
+    before, after = energies[0] - start.value.numpy(), energies[1] - energies[2]
+    with np.errstate(invalid="ignore"):
+        probability = acceptance(before - after)
+        divergent = ~(after - before <= MAX_ENERGY_ERROR)
+    accepted = uniform < probability
+    point = choose(accepted, end._replace(value=torch.from_numpy(energies[2])), start)
+    return point, {
+        "acceptance": probability,
+        "energy": np.where(accepted, after, before),
+        "divergent": divergent.astype(np.float64),
+        "log_density": point.value.numpy(),
+    }
+
+
 def hmc_transition(
     start: Point,
     momentum: torch.Tensor,
@@ -29,40 +80,10 @@ def hmc_transition(
     uniform: Floats,
     value_and_grad: ValueAndGrad,
 ) -> tuple[Point, Statistics]:
-    """Move every chain along one trajectory and accept its end with probability ``min(1, exp(H - H'))``.
-
-    A rejected chain stays, and its old state counts once more. An end whose energy is not finite is rejected.
-
-    Args:
-        start: where the chains stand, ``C`` chains of dimension ``D``.
-        momentum: ``[C, D]`` standard normal draws.
-        step: ``[C]`` step sizes of the leapfrog integrator.
-        leapfrogs: ``[C]`` steps of the trajectories; a chain that has fewer than others waits at its end.
-        uniform: ``[C]`` draws from U(0, 1), for the decision.
-        value_and_grad: the log density; called as often as the longest trajectory has steps.
-
-    Returns:
-        The new ``Point`` and, each ``[C]``: ``acceptance`` (the probability), ``energy`` (at the new state),
-        ``divergent``, ``leapfrogs``, ``log_density``.
-    """
-    z, p, grad, full = start.z, momentum, start.grad, column(step, start.z)
-    for done in range(int(leapfrogs.max())):
-        sizes = full if done < leapfrogs.min() else full * column(leapfrogs > done, full)
-        z, p, value, grad = leapfrog(z, p, grad, sizes, value_and_grad)
-    energies = torch.stack([kinetic(momentum), kinetic(p), value]).double().cpu().numpy()
-    before, after = energies[0] - start.value.numpy(), energies[1] - energies[2]
-    with np.errstate(invalid="ignore"):
-        probability = acceptance(before - after)
-        divergent = ~(after - before <= MAX_ENERGY_ERROR)
-    accepted = uniform < probability
-    point = choose(accepted, Point(z, torch.from_numpy(energies[2]), grad), start)
-    return point, {
-        "acceptance": probability,
-        "energy": np.where(accepted, after, before),
-        "divergent": divergent.astype(np.float64),
-        "leapfrogs": leapfrogs,
-        "log_density": point.value.numpy(),
-    }
+    """Move every chain along one trajectory and accept or refuse its end; see ``trajectory`` and ``decide``."""
+    end = trajectory(start, momentum, step, leapfrogs, value_and_grad)
+    point, statistics = decide(start, momentum, end, uniform)
+    return point, statistics | {"leapfrogs": leapfrogs}
 
 
 @dataclass(frozen=True)

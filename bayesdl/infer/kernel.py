@@ -18,7 +18,8 @@ from torch import Tensor
 
 Floats: TypeAlias = NDArray[np.float64]
 Statistics: TypeAlias = dict[str, Floats]
-"""Numbers ``[C]`` by name: what a transition tells of itself."""
+"""Numbers ``[C]`` by name: what a transition tells of itself. Entries that its sampler does not name among its
+``statistics`` are for its adaptation alone, and may have more dimensions."""
 ValueAndGrad: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``u [C, D] -> (log density [C], gradient [C, D])``; non-finite numbers are returned, not raised."""
 
@@ -43,6 +44,8 @@ class Tuning(NamedTuple):
     """``[C]`` step sizes, equal for the chains of a group."""
     length: Floats
     """``[C]`` integration times, for kernels whose trajectories have one; else NaN."""
+    count: int = 0
+    """Transitions done before this one, for kernels that use a sequence in place of independent draws."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,14 @@ class Noise:
         return float(torch.rand((), generator=self.uniforms, dtype=torch.float64))
 
     def branch(self) -> Noise:
-        """Noise with a stream of uniforms of its own, seeded by one draw from this one.
+        """Noise with streams of its own, seeded by one draw from this one.
 
         For kernels whose number of draws depends on the chains: however many they take, the stream that comes after
         them is the same, for every process and every resumed run.
         """
         seed = int(torch.randint(2**62, (), generator=self.uniforms))
-        return replace(self, uniforms=torch.Generator().manual_seed(seed))
+        normals = torch.Generator(device=self.normals.device).manual_seed(seed ^ 1)  # another stream than the uniforms'
+        return replace(self, normals=normals, uniforms=torch.Generator().manual_seed(seed))
 
 
 class Kernel(Protocol):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pyro
 import torch
 
+from bayesdl._distributed import Ranks
 from bayesdl._rng import derive_seed
 from bayesdl.density import LogDensity
 from bayesdl.errors import MethodError
@@ -91,6 +92,7 @@ class Run:
         learn_prior: whether the prior is to be learnt on ``problem.prior_rows`` first.
         identity: what else must agree when a checkpoint is resumed (method, settings, data), as JSON values.
         tally: shared by all stages.
+        ranks: the processes that work on the fit; each saves a checkpoint of its own.
     """
 
     seed: int = 0
@@ -101,6 +103,7 @@ class Run:
     learn_prior: bool = False
     identity: Fingerprint = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def stage(self, name: str, **identity: Any) -> Run:
         """A run for an earlier stage of the same fit (a start, a prior): own seed and file, no callback."""
@@ -110,6 +113,7 @@ class Run:
             progress=self.progress,
             identity=self.identity | {"stage": name} | identity,
             tally=self.tally,
+            ranks=self.ranks,
         )
 
     def drive(self, engine: Engine, density: LogDensity) -> State:
@@ -130,15 +134,16 @@ class Run:
         """
         self.tally.watch(density)
         before = self.tally.gradients
-        fingerprint = self.fingerprint(density) if self.checkpoint else {}
-        state = self.checkpoint.load(fingerprint) if self.checkpoint else None
+        checkpoint = self.checkpoint.of(self.ranks) if self.checkpoint else None
+        fingerprint = self.fingerprint(density) if checkpoint else {}
+        state = checkpoint.load(fingerprint, self.ranks) if checkpoint else None
         if state is None:
             state = {"step": 0} | engine.init()
         else:
             self.tally.earlier += state["gradients"]
         state["gradients"] = self.tally.gradients - before
         saved = -1
-        bar = Bar(engine.label, engine.total, self.progress)
+        bar = Bar(engine.label, engine.total, self.progress if self.ranks.first else False)
         # State and generator positions change in one assignment, so that an interrupt can fall nowhere in between.
         kept = state, _positions(state)
 
@@ -151,8 +156,8 @@ class Run:
                 new["step"] = kept[0]["step"] + 1
                 new["gradients"] = self.tally.gradients - before
                 kept = new, _positions(new)
-                if self.checkpoint and new["step"] % self.checkpoint.every == 0:
-                    self.checkpoint.save(new, fingerprint)
+                if checkpoint and new["step"] % checkpoint.every == 0:
+                    checkpoint.save(new, fingerprint, keep=self.ranks.world > 1)
                     saved = new["step"]
                 if self.callback is not None and self.callback(new):
                     self.tally.stopped = True
@@ -164,11 +169,11 @@ class Run:
         finally:
             bar.close(kept[0]["step"], status)
         state = kept[0]
-        if self.checkpoint and saved != state["step"]:
-            self.checkpoint.save(state, fingerprint)
+        if checkpoint and saved != state["step"]:
+            checkpoint.save(state, fingerprint, keep=self.ranks.world > 1)
         if self.tally.interrupted:
             message = f"{engine.label} was interrupted at step {state['step']} of {engine.total}"
-            where = f"; {self.checkpoint.file} holds the state to resume from" if self.checkpoint else ""
+            where = f"; {checkpoint.file} holds the state to resume from" if checkpoint else ""
             warnings.warn(message + where + ".", InterruptedWarning, stacklevel=2)
         return state
 
@@ -198,6 +203,7 @@ class Run:
             "torch": str(torch.__version__),
             "pyro": str(pyro.__version__),
             "threads": torch.get_num_threads(),
+            "ranks": self.ranks.world,
             "execution": density.execution,
         }
         # Through JSON and back, so that it compares equal with what a file holds (tuples become lists).

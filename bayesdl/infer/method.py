@@ -15,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from bayesdl._distributed import Ranks
 from bayesdl._rng import isolated
 from bayesdl.data.rows import RowIds, fingerprint
 from bayesdl.density import LogDensity
@@ -198,6 +199,7 @@ class Method(ABC):
                 init=init,
                 learn_prior=prior_rows is not None,
                 identity={"method": self.name, "settings": self.settings(), "data": data_fingerprint(problem)},
+                ranks=Ranks.current(),
             )
             posterior = self._fit(problem, run)
         self._sign(posterior, run, started)
@@ -295,6 +297,7 @@ class Method(ABC):
                 "data": data_fingerprint(problem),
                 "extends": posterior.z.shape[1],
             },
+            ranks=Ranks.current(),
         )
         with isolated(run.seed, self.name), pyro.get_param_store().scope():
             more = replace(self, draws=draws)._extend(posterior, run)  # type: ignore[call-arg]  # samplers have draws
@@ -332,7 +335,7 @@ class Method(ABC):
             settings=self.settings(),
             seed=run.seed,
             seconds=time.perf_counter() - started,
-            gradients=run.tally.gradients,
+            gradients=sum(count for (count,) in run.ranks.numbers([run.tally.gradients])),
             gradients_here=run.tally.gradients_here,
             interrupted=run.tally.interrupted,
         )

@@ -7,7 +7,8 @@ Kernels move in u with ``z = A u``, where ``A A^T = M^-1`` approximates the cova
 - low rank plus diagonal: ``A = diag(s) (I + V diag(t - 1) V^T)`` with K orthonormal columns V, which stretches K
   directions by t and costs 2 D K operations.
 
-Every group of chains has a metric of its own.
+Every group of chains has a metric of its own. The origin of u may be moved to any point z, for kernels that turn about
+one (elliptical slice sampling about the prior's mean).
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ SHAPES: tuple[Shape, ...] = ("diag", "dense", "low_rank")
 
 @dataclass(frozen=True)
 class Metric:
-    """The map z = A u, for G groups of K chains, group after group.
+    """The map z = A u + centre, for G groups of K chains, group after group.
 
     Attributes:
         scale: ``[G, D]``, s; of a dense metric 1.
         factor: ``[G, D, D]``, L, or None.
         directions: ``[G, D, K]``, V, or None.
         stretch: ``[G, K]``, t, or None.
+        centre: ``[G, D]``, or None for 0.
     """
 
     scale: Tensor
     factor: Tensor | None = None
     directions: Tensor | None = None
     stretch: Tensor | None = None
+    centre: Tensor | None = None
 
     @classmethod
     def identity(cls, groups: int, like: Tensor) -> Metric:
@@ -48,23 +51,32 @@ class Metric:
     @classmethod
     def of(cls, state: State) -> Metric:
         """The metric that an engine's state holds."""
-        names = ("factor", "directions", "stretch")
+        names = ("factor", "directions", "stretch", "centre")
         return cls(state["metric.scale"], *(state.get(f"metric.{name}") for name in names))
 
     def state(self) -> State:
         """The entries of an engine's state."""
-        parts = {"factor": self.factor, "directions": self.directions, "stretch": self.stretch}
+        parts = {
+            "factor": self.factor,
+            "directions": self.directions,
+            "stretch": self.stretch,
+            "centre": self.centre,
+        }
         kept = {f"metric.{name}": part for name, part in parts.items() if part is not None}
         return {"metric.scale": self.scale} | kept
 
     def to_z(self, u: Tensor) -> Tensor:
-        """``A u`` of whitened positions ``[C, D]``."""
+        """``A u + centre`` of whitened positions ``[C, D]``."""
         if self.factor is not None:
-            return self._grouped(u, self.factor.mT)
-        return self._scaled(self._stretched(u, inverse=False))
+            z = self._grouped(u, self.factor.mT)
+        else:
+            z = self._scaled(self._stretched(u, inverse=False))
+        return z if self.centre is None else z + self._rows(self.centre, z)
 
     def to_u(self, z: Tensor) -> Tensor:
-        """``A^-1 z`` of unconstrained positions ``[C, D]``."""
+        """``A^-1 (z - centre)`` of unconstrained positions ``[C, D]``."""
+        if self.centre is not None:
+            z = z - self._rows(self.centre, z)
         if self.factor is not None:
             rows = z.reshape(len(self.factor), -1, z.shape[1]).mT
             return torch.linalg.solve_triangular(self.factor, rows, upper=False).mT.reshape(z.shape)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bayesdl._distributed import Ranks
 from bayesdl.errors import Divergence
 from bayesdl.infer import method as check
 from bayesdl.infer.adaptation import Adaptation, StepAndMetric
@@ -76,6 +77,7 @@ class Sampler(Method):
             begin=posterior.z[:, -1],
             seed=run.seed,
             last=unpack(posterior.last or {}),
+            ranks=run.ranks,
         )
         return collect(engine, [posterior.problem], run)[0]
 
@@ -97,6 +99,7 @@ class Sampler(Method):
             restart=run.init in (None, "prior"),
             groups=groups,
             rows=None if groups == 1 else _stacked(problems, self.chains),
+            ranks=run.ranks if groups == 1 else Ranks(),
         )
         return collect(engine, problems, run)
 
@@ -142,19 +145,22 @@ def collect(engine: MarkovEngine, problems: list[Problem], run: Run) -> list[Dra
         KeyboardInterrupt: interrupted before the first draw.
     """
     state = run.drive(engine, engine.density)
-    drawn = engine.drawn(state)
+    # Processes that were interrupted at different steps agree on the draws that all of them have.
+    drawn = min(count for (count,) in engine.ranks.numbers([engine.drawn(state)]))
     if drawn < 1:
         raise run.too_early("the first draw after warm-up")
+    draws = engine.everyone(state["draws"][:, :drawn])
+    statistics = engine.everyone(state["statistics"][:, :, :drawn].transpose(0, 1).contiguous()).transpose(0, 1)
     chains = engine.chains // engine.groups
     posteriors = []
     for k, problem in enumerate(problems):
         mine = slice(k * chains, (k + 1) * chains)
-        record = dict(zip(engine.names, state["statistics"][:, mine, :drawn].clone(), strict=True))
+        record = dict(zip(engine.names, statistics[:, mine].clone(), strict=True))
         info: dict[str, Any] = {"warmup": engine.warmup, "thin": engine.thin}
         info |= {name: float(state[name][k]) for name in ("step_size", "length") if state[name][k].isfinite()}
         if "divergent" in record:
             info["divergences"] = int(record["divergent"].sum())
-        posteriors.append(DrawsPosterior(problem, state["draws"][mine, :drawn].clone(), record, info))
+        posteriors.append(DrawsPosterior(problem, draws[mine].clone(), record, info))
     if len(posteriors) == 1:
         posteriors[0].last = pack(engine.without_record(state))
     _refuse_stuck(posteriors, engine.label)

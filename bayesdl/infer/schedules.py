@@ -24,6 +24,10 @@ class Schedule(ABC):
     def __call__(self, step: int) -> float:
         """The step size of step number ``step`` (0, 1, 2, ...)."""
 
+    def samples(self, step: int) -> bool:
+        """Whether a sampler takes draws at this step; elsewhere it adds no noise and explores."""
+        return True
+
     def to_json(self) -> dict[str, Any]:
         """The schedule's name and numbers, as kept in checkpoints and posteriors."""
         return {"schedule": type(self).__name__, **dataclasses.asdict(self)}
@@ -91,18 +95,22 @@ class Cosine(Schedule):
 class Cyclical(Schedule):
     """``cycles`` cosines one after the other, each from ``initial`` towards 0 (Zhang et al., 2020, eq. 1).
 
-    A cycle has ``ceil(total / cycles)`` steps, and its last step is still above 0.
+    A cycle has ``ceil(total / cycles)`` steps, and its last step is still above 0. In the first part of each, of length
+    ``exploration``, stochastic-gradient samplers add no noise and take no draws: they look for another mode (their
+    algorithm 1); in the rest they sample it.
     """
 
     initial: float
     total: int
     cycles: int = 4
+    exploration: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the settings."""
         _check("initial", self.initial, self.initial > 0, "a positive number")
         _check("cycles", self.cycles, self.cycles >= 1, "at least 1")
         _check("total", self.total, self.total >= self.cycles, "at least as many steps as there are cycles")
+        _check("exploration", self.exploration, 0 <= self.exploration < 1, "at least 0 and below 1")
 
     @property
     def length(self) -> int:
@@ -112,6 +120,10 @@ class Cyclical(Schedule):
     def __call__(self, step: int) -> float:
         """The step size of a step."""
         return self.initial * 0.5 * (1 + math.cos(math.pi * (step % self.length) / self.length))
+
+    def samples(self, step: int) -> bool:
+        """Whether the step lies in the second stage of its cycle."""
+        return step % self.length >= self.exploration * self.length
 
 
 def as_schedule(value: Any, name: str = "step_size") -> Schedule:
@@ -134,3 +146,17 @@ def robbins_monro(schedule: Schedule) -> bool:
     schedules do not have the property.
     """
     return isinstance(schedule, Polynomial)
+
+
+def as_setting(value: Any) -> Any:
+    """A setting as a method takes it, from its JSON form: schedules are rebuilt, all else stays.
+
+    Raises:
+        MethodError: the value names a schedule that does not exist.
+    """
+    if not isinstance(value, dict) or "schedule" not in value:
+        return value
+    known = {kind.__name__: kind for kind in (Constant, Polynomial, Cosine, Cyclical)}
+    if value["schedule"] not in known:
+        raise MethodError(f"There is no schedule {value['schedule']!r}; there are {', '.join(known)}.")
+    return known[value["schedule"]](**{name: entry for name, entry in value.items() if name != "schedule"})

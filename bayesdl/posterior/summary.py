@@ -57,10 +57,11 @@ def summarise(draws: Mapping[str, Tensor]) -> Summary:
         columns = [pooled.mean(0), pooled.std(0) if len(pooled) > 1 else torch.zeros(pooled.shape[1])]
         columns += list(_quantiles(pooled))
         if flat.shape[1] >= 4:
-            columns += [convergence.ess_bulk(flat), convergence.ess_tail(flat), convergence.rhat(flat)]
+            rhat, bulk, tail = convergence.mixing(flat)
+            columns += [bulk, tail, rhat]
         else:
             columns += [torch.full_like(pooled[0], torch.nan)] * 3
-        names = _entry_names(site, value.shape[2:])
+        names = entry_names(site, value.shape[2:])
         for position, name in enumerate(names):
             entries[name] = {c: float(column[position]) for c, column in zip(COLUMNS, columns, strict=True)}
     return Summary(entries)
@@ -73,7 +74,8 @@ def _quantiles(pooled: Tensor) -> Tensor:
     return torch.cat([torch.quantile(part, levels, dim=0) for part in pooled.split(width, dim=1)], dim=1)
 
 
-def _entry_names(site: str, shape: torch.Size) -> list[str]:
+def entry_names(site: str, shape: torch.Size) -> list[str]:
+    """The names of a site's entries, in the order of ``flatten``: "beta[0,1]"; a scalar bears its site's name."""
     if not shape:
         return [site]
     return [f"{site}[{','.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]

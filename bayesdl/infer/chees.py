@@ -1,0 +1,208 @@
+"""HMC whose trajectory length is learnt across chains (Hoffman, Radul & Sountsov, 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayesdl.errors import MethodError
+from bayesdl.infer.adaptation import Adaptation, StepAndMetric, windows
+from bayesdl.infer.checkpoint import State
+from bayesdl.infer.engine import MarkovEngine
+from bayesdl.infer.hmc import MAX_LEAPFROGS, decide, trajectory
+from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad
+from bayesdl.infer.method import ASSUMED_LEAPFROGS, Work
+from bayesdl.infer.metric import Metric
+from bayesdl.infer.sampler import TunedSampler
+from bayesdl.posterior.problem import Problem
+
+RATE, MEMORY = 0.025, 0.95
+"""Learning rate of the log length, and weight of the past in the gradient's second moment (no first one is kept)."""
+
+
+def van_der_corput(count: int) -> float:
+    """Element ``count`` >= 1 of the base-2 van der Corput sequence in (0, 1): its binary digits, mirrored."""
+    digits = f"{count:b}"
+    return int(digits[::-1], 2) / 2.0 ** len(digits)
+
+
+def slope(start: Tensor, end: Tensor, momentum: Tensor, time: Tensor, accepted: Tensor, centre: Tensor) -> Tensor:
+    """Derivative of the ChEES criterion with respect to the log length, up to a factor, ``[G]``.
+
+    ChEES(t) = E[(|u'(t) - m|^2 - |u - m|^2)^2] / 4 is the expected squared change of the squared distance from the
+    mean m; trajectories that run back to where they came from, or to the other side, have none. With ``du'/dt = p'``
+    its derivative with respect to log t is, weighted by the probability that u' is accepted (eq. 13 of the paper),
+
+        E[t (|u' - m|^2 - |u - m|^2) (u' - m).p'].
+
+    Args:
+        start: ``[G, K, D]`` u, of K chains in every group.
+        end: ``[G, K, D]`` u'.
+        momentum: ``[G, K, D]`` p'.
+        time: ``[G, K]`` t.
+        accepted: ``[G, K]`` acceptance probabilities; a chain with 0 has no say, whatever its end.
+        centre: ``[G, D]`` m.
+    """
+    before, after = start - centre[:, None], end - centre[:, None]
+    change = after.square().sum(2) - before.square().sum(2)
+    each = torch.where(accepted > 0.0, accepted * time * change * torch.linalg.vecdot(after, momentum), 0.0)
+    return each.sum(1) / accepted.sum(1).clamp(min=torch.finfo(each.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class LengthAdaptation:
+    """Stochastic ascent of the ChEES criterion by Adam, one step a transition, beside the step size and the metric.
+
+    Entries of the state: length ``[G]``, of the next transition; chees.log_length ``[G, 2]``, the present one and its
+    average since the metric was last changed; chees.adam ``[G, 2]``, second moment of the gradient and number of
+    updates; chees.centre ``[G, D]``, running mean of the unconstrained positions, in which the latest third weighs
+    most, so that few chains have a mean to measure distances from, too.
+
+    Args:
+        warmup: transitions.
+        tuner: of step size and metric; None if they are given.
+    """
+
+    warmup: int
+    tuner: StepAndMetric | None
+
+    def init(self, state: State, engine: MarkovEngine) -> State:
+        """A length of one step."""
+        added = {} if self.tuner is None else self.tuner.init(state, engine)
+        length = (state | added)["step_size"]
+        return added | {
+            "length": length.clone(),
+            "chees.log_length": length.log()[:, None].repeat(1, 2),
+            "chees.adam": torch.zeros(len(length), 2, dtype=torch.float64),
+            "chees.centre": self.positions(state, engine).mean(1),
+        }
+
+    def update(self, state: State, statistics: Statistics, engine: MarkovEngine) -> State:
+        """One step of Adam, after which step size and metric are adapted."""
+        done = state["step"] + 1
+        centre = state["chees.centre"]
+        centre = centre + 2.0 / (done + 1.0) * (self.positions(state, engine).mean(1) - centre)
+        state["chees.centre"] = centre
+        log_length, average = state["chees.log_length"].unbind(1)
+        log_length = log_length + self.ascent(state, statistics, engine)
+        settled = self.warmup // 2
+        if self.tuner is not None:
+            before = self.spread(state, engine)
+            state = self.tuner.update(state, statistics, engine)
+            plan = windows(self.warmup)
+            settled = max(settled, plan.stop)
+            if done in plan.ends:
+                # Distances are measured in other units now, and so are times.
+                log_length = log_length + (self.spread(state, engine) / before).log()
+                state["chees.adam"] = torch.zeros_like(state["chees.adam"])
+        shortest = state["step_size"].log()
+        log_length = log_length.clamp(shortest, shortest + math.log(MAX_LEAPFROGS))
+        average = average + 2.0 / (max(done - settled, 1) + 1.0) * (log_length - average)
+        state["chees.log_length"] = torch.stack([log_length, average], 1)
+        state["length"] = (average if done == self.warmup else log_length).exp()
+        return state
+
+    def ascent(self, state: State, statistics: Statistics, engine: MarkovEngine) -> Tensor:
+        """Adam's change of the log length ``[G]``; the state's moments are renewed."""
+
+        def gather(name: str) -> Tensor:
+            rows = engine.everyone(torch.from_numpy(statistics[name])).double()
+            return rows.reshape(engine.groups, -1, *rows.shape[1:])
+
+        centre = Metric.of(state).to_u(state["chees.centre"].to(engine.begin)).double().cpu()
+        names = ("start", "end", "momentum", "time", "acceptance")
+        gradient = slope(*(gather(name) for name in names), centre)
+        moment, count = state["chees.adam"].unbind(1)
+        moment, count = MEMORY * moment + (1.0 - MEMORY) * gradient.square(), count + 1.0
+        state["chees.adam"] = torch.stack([moment, count], 1)
+        size = (moment / (1.0 - MEMORY**count)).sqrt().clamp(min=torch.finfo(moment.dtype).tiny)
+        return RATE * gradient / size
+
+    def positions(self, state: State, engine: MarkovEngine) -> Tensor:
+        """Unconstrained positions of all chains, ``[G, K, D]`` in float64."""
+        z = engine.everyone(Metric.of(state).to_z(state["z"])).double()
+        return z.reshape(engine.groups, -1, z.shape[1])
+
+    def spread(self, state: State, engine: MarkovEngine) -> Tensor:
+        """Root mean square of the chains' whitened distances from the running mean, ``[G]``."""
+        metric = Metric.of(state)
+        centre = metric.to_u(state["chees.centre"].to(engine.begin)).double()
+        u = engine.everyone(state["z"]).double().reshape(engine.groups, -1, centre.shape[1])
+        return (u - centre[:, None]).square().sum(2).mean(1).sqrt().cpu()
+
+
+@dataclass(frozen=True)
+class ChEES(TunedSampler):
+    """Hamiltonian Monte Carlo for many chains, whose trajectory length is learnt from all of them.
+
+    During warm-up the length climbs the ChEES criterion, the change of the estimator of the expected square: how far
+    trajectories change the squared distance from the mean (Hoffman, Radul & Sountsov, 2021, "An adaptive-MCMC scheme
+    for setting trajectory lengths in Hamiltonian Monte Carlo"). Every transition takes the same number of leapfrog
+    steps in every chain, so that none waits for another as in NUTS: with many chains side by side, the fastest sampler
+    here. The length is multiplied by the next number of a van der Corput sequence in (0, 1), common to all chains,
+    whose even coverage of long and short is worth half as many effective draws again as independent uniforms.
+
+    It works from 2 chains up, but what it learns from a few is noisy; with fewer than about 10, use ``NUTS``.
+
+    The posterior's ``stats``, each ``[C, S]``: acceptance, energy, divergent, leapfrogs, log_density, step_size;
+    ``info["length"]`` is the length that was learnt.
+
+    Args:
+        chains: chains C, at least 2.
+        warmup: transitions per chain that adapt and are thrown away.
+        draws: draws per chain that are kept.
+        thin: transitions per kept draw.
+        step_size: of the leapfrog integrator, or None to adapt it; the length is learnt in either case.
+        target_accept: mean acceptance probability that the step size is adapted to; nearer to 1 means smaller steps
+            and fewer divergences.
+        metric: "diag", "dense" or "low_rank".
+    """
+
+    name: ClassVar[str] = "ChEES"
+    statistics: ClassVar[tuple[str, ...]] = ("acceptance", "energy", "divergent", "leapfrogs", "log_density")
+
+    chains: int = 64
+    warmup: int = 500
+    draws: int = 250
+    target_accept: float = 0.651
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.chains < 2:
+            raise MethodError(
+                f"{self.name}(chains={self.chains}): the trajectory length is learnt across chains; use at least 2, or "
+                "NUTS for a single one."
+            )
+
+    def work(self, problem: Problem) -> Work:
+        """Leapfrog steps, as many as the length will ask for."""
+        calls = ASSUMED_LEAPFROGS * (self.warmup + self.draws * self.thin)
+        note = f"if a trajectory takes {ASSUMED_LEAPFROGS} leapfrog steps"
+        return Work(self.chains, calls, self.chains * self.draws, note)
+
+    def adaptation(self) -> Adaptation:
+        """Length, step size and metric; the length alone if the step size is given."""
+        tuner = None if self.step_size is not None else StepAndMetric(self.warmup, self.target_accept, self.metric)
+        return LengthAdaptation(self.warmup, tuner)
+
+    def transition(
+        self, point: Point, tuning: Tuning, noise: Noise, value_and_grad: ValueAndGrad
+    ) -> tuple[Point, Statistics]:
+        """One trajectory of every chain; beside the statistics, its two ends for the adaptation."""
+        jitter = van_der_corput(tuning.count + 1)
+        leapfrogs: Floats = np.clip(np.ceil(jitter * tuning.length / tuning.step), 1.0, MAX_LEAPFROGS)
+        momentum = noise.normal()
+        end = trajectory(point, momentum, tuning.step, leapfrogs, value_and_grad)
+        new, statistics = decide(point, momentum, end, noise.uniform(1)[0])
+        ends = {"start": point.z, "end": end.z, "momentum": end.momentum}
+        return new, statistics | {
+            "leapfrogs": leapfrogs,
+            "time": leapfrogs * tuning.step,
+            **{name: part.cpu().numpy() for name, part in ends.items() if part is not None},
+        }

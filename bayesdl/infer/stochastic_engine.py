@@ -1,0 +1,210 @@
+"""The engine of all stochastic-gradient samplers: default step sizes, rescues, draws at equal distances of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayesdl._rng import generator
+from bayesdl.errors import Divergence, MethodError
+from bayesdl.infer.checkpoint import State
+from bayesdl.infer.curvature import gradient_noise, largest_curvature
+from bayesdl.infer.data_order import DataOrder
+from bayesdl.infer.kernel import ValueAndGrad
+from bayesdl.infer.langevin_noise import draw_noise
+from bayesdl.infer.loop import Engine
+from bayesdl.infer.schedules import as_schedule
+from bayesdl.infer.stochastic_gradient import ESTIMATES
+from bayesdl.posterior.problem import Problem
+
+if TYPE_CHECKING:
+    from bayesdl.infer.stochastic import StochasticSampler
+
+FIRST_LOOK = 10
+"""Curvature and gradient noise are measured at the start, after 10, 20, 40, ... steps of warm-up, and at its end."""
+CHECK_EVERY = 10
+"""Steps of warm-up between two looks at whether all numbers are finite; afterwards every stored draw is looked at."""
+RESCUES = 20
+"""How often warm-up with a default step size may go back and make it smaller."""
+
+
+class Turn(NamedTuple):
+    """What a sampler is given for one step, beside the state.
+
+    Positions, gradients and momenta are in coordinates divided by the prior's standard deviations.
+    """
+
+    step_size: float
+    """Of this step."""
+    gradient: Tensor
+    """``[C, D]``, of the log density at ``state["z"]``, with the temperature and the factor N/B already in it."""
+    density: ValueAndGrad
+    """The log density on the mini-batch that the gradient came from."""
+    noise: Callable[[], Tensor]
+    """New noise ``[C, D]`` at every call, with mean 0 and variance 1; zero while a schedule explores."""
+    warmth: float
+    """Share of the warm-up that is done; 1 afterwards, when a sampler learns nothing any more."""
+    exploring: bool
+    """Whether the schedule explores: no noise, no draws."""
+
+
+@dataclass
+class StochasticEngine(Engine):
+    """Steps of all chains; their states at equal distances of time are the draws.
+
+    State: z ``[C, D]``, in units of the prior's sd, and the sampler's own entries beside it; step_size; curvature, from
+    which its default is made; gradient_noise ``[D]``, the variance of the mini-batch gradient where it was last
+    measured, and heat, its largest entry; anchor ``[C, D]`` and rescues, for going back; draws ``[C, S, D]`` and
+    statistics ``[2 + K, C, S]``, the record; noise and probe, two generators; order.*, the data order; saga.* or
+    svrg.*, the control variate.
+    """
+
+    method: StochasticSampler
+    problem: Problem
+    seed: int
+    begin: Tensor
+    label: str = field(init=False)
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive the schedule, the data order, and which steps are recorded."""
+        method = self.method
+        self.label, self.total = method.name, method.warmup + method.draws * method.thin
+        self.names = ("log_density", "step_size", *method.statistics)
+        self.unit = self.problem.density.prior_scale
+        order = DataOrder(self.problem, method.batch_size, method.chains, self.seed, method.replacement)
+        self.batches = order.size is not None
+        self.gradient = ESTIMATES[method.gradient if self.batches else "plain"](self.problem, order)
+        self.schedule = None if method.step_size is None else as_schedule(method.step_size)
+        looks = [FIRST_LOOK << k for k in range(64) if FIRST_LOOK << k < method.warmup]
+        self.looks = frozenset([0, *looks, method.warmup] if method.looks else [])
+        # How far time has come after each step behind warm-up; steps that explore take none.
+        sizes = np.ones(self.total - method.warmup)
+        if self.schedule is not None:
+            steps = range(method.warmup, self.total)
+            sizes = np.array([self.schedule(step) * self.schedule.samples(step) for step in steps])
+        times = sizes.cumsum()
+        if not times[-1] > 0:
+            raise MethodError(f"{self.label}: no step behind the warm-up takes draws under {self.schedule}.")
+        self._filled = np.searchsorted((np.arange(method.draws) + 0.5) / method.draws * times[-1], times, side="right")
+
+    def drawn(self, step: int) -> int:
+        """How many draws are recorded once ``step`` steps are done."""
+        return int(self._filled[step - self.method.warmup - 1]) if step > self.method.warmup else 0
+
+    def init(self) -> State:
+        """The start, an empty record, fresh generators; the first step sets the default step size."""
+        chains, dim = self.begin.shape
+        begin, draws = self.begin / self.unit, self.method.draws
+        state = {
+            "z": begin,
+            "anchor": begin,
+            "step_size": math.nan if self.schedule is None else self.schedule(0),
+            "curvature": 0.0,
+            "gradient_noise": begin.new_zeros(dim),
+            "heat": 0.0,
+            "rescues": 0,
+            "draws": self.begin.new_zeros((chains, draws, dim)),
+            "statistics": torch.zeros((len(self.names), chains, draws), dtype=torch.float64),
+            "noise": generator(self.seed, self.label, "noise", device=begin.device),
+            "probe": generator(self.seed, self.label, "probe", device=begin.device),
+            **self.gradient.order.init(),
+        }
+        return self._started(state)
+
+    def step(self, state: State) -> State:
+        """One step of every chain; the state that it starts from is recorded where its time has come."""
+        step, new = state["step"], dict(state)
+        value, gradient, density = self.gradient.estimate(new)
+        first, last = self.drawn(step), self.drawn(step + 1)
+        warm = step < self.method.warmup
+        if (last > first or step in self.looks or (warm and step % CHECK_EVERY == 0)) and not value.isfinite().all():
+            return self._rescue(new, value)
+        if step in self.looks:
+            self._look(new, density)
+        exploring = False
+        if self.schedule is not None:
+            new["step_size"], exploring = self.schedule(step), not self.schedule.samples(step)
+        if last > first:
+            new["draws"][:, first:last] = (state["z"] * self.unit)[:, None]
+            new["statistics"][0, :, first:last] = value[:, None]
+            new["statistics"][1, :, first:last] = new["step_size"]
+            observed = self.method.observe(state)
+            for row, name in enumerate(self.method.statistics, 2):
+                new["statistics"][row, :, first:last] = observed[name][:, None]
+
+        def noise() -> Tensor:
+            z = state["z"]
+            return torch.zeros_like(z) if exploring else draw_noise(self.method.noise, z, state["noise"])
+
+        warmth = step / self.method.warmup if warm else 1.0
+        turn = Turn(new["step_size"], gradient, density, noise, warmth, exploring)
+        return new | self.method.move(new, turn)
+
+    def status(self, state: State) -> str:
+        """Phase and step size."""
+        phase = "warm-up, " if state["step"] <= self.method.warmup else ""
+        return f"{phase}step size {state['step_size']:.2g}"
+
+    def _started(self, state: State) -> State:
+        """The state with what belongs to chains that start at its z."""
+        state |= self.gradient.init(state)
+        return state | self.method.begin(
+            state["z"],
+            lambda: draw_noise(self.method.noise, state["z"], state["noise"]),
+            lambda: self.gradient.estimate(state)[1],
+        )
+
+    def _look(self, state: State, density: ValueAndGrad) -> None:
+        z, scale = state["z"], self.method.scale(state)
+
+        def behind(function: ValueAndGrad) -> ValueAndGrad:
+            """The density as the sampler sees it behind its preconditioner."""
+            if scale is None:
+                return function
+
+            def scaled(w: Tensor) -> tuple[Tensor, Tensor]:
+                value, gradient = function(w * scale)
+                return value, gradient * scale
+
+            return scaled
+
+        w = z if scale is None else z / scale
+        if self.batches and self.method.gradient == "plain":
+            compared = self.method.batches_compared
+            state["gradient_noise"] = gradient_noise(w, lambda: behind(self.gradient.next_batch(state)), compared)
+            state["heat"] = float(state["gradient_noise"].max())
+        if self.schedule is not None:
+            return
+        stiffest = largest_curvature(w, behind(density), state["probe"])
+        stiffest = max(stiffest, state["heat"] / self.method.tolerated)
+        if math.isfinite(stiffest):
+            # Memory, because where the chains happen to stand at this look may be flatter than where they go next.
+            state["curvature"] = max(stiffest, state["curvature"] / 2.0)
+            state["anchor"] = z
+        if not state["curvature"] > 0.0:
+            raise Divergence(
+                f"{self.label}: the curvature at the start is {stiffest}, so there is no default step size; pass "
+                "step_size= or another init."
+            )
+        state["step_size"] = self.method.default_step(state["curvature"])
+
+    def _rescue(self, state: State, value: Tensor) -> State:
+        """Back to the last good point with a smaller step, if this is warm-up with a default step size."""
+        step = state["step"]
+        if self.schedule is None and 0 < step < self.method.warmup and state["rescues"] < RESCUES:
+            curvature = 2.0 * state["curvature"]
+            back = {"z": state["anchor"], "curvature": curvature, "rescues": state["rescues"] + 1}
+            return self._started(state | back | {"step_size": self.method.default_step(curvature)})
+        lost = torch.nonzero(~value.isfinite()).flatten().tolist()
+        raise Divergence(
+            f"{self.label}: the log density of chains {lost} left the finite numbers at step {step} of {self.total} "
+            f"(step size {state['step_size']:.3g}). Use a smaller step_size, a longer warmup with step_size=None, or "
+            "init= with values at which the density is finite."
+        )

@@ -1,0 +1,209 @@
+"""Machine code gives the program's numbers, is made only where it pays, and is never missed where it cannot be made."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import bayesdl as bdl
+from bayesdl.density import LogDensity, compiled, forecast
+from tests.density.programs import CASES
+
+
+def _network(execution: str = "auto", hidden: int = 5, dtype: torch.dtype = torch.float32) -> LogDensity:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=g, dtype=dtype)
+    data = {"x": x, "y": x.sum(1).tanh()}
+    model = bdl.models.mlp(data, hidden=(hidden, hidden), activation="tanh")
+    return LogDensity(model, data, execution=execution)
+
+
+def _close(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> None:
+    tight = 1e-10 if want[0].dtype == torch.float64 else 2e-5
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=tight, atol=tight * float(b.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def network() -> LogDensity:
+    """One compiled network for the tests below; compiling is what takes their time."""
+    density = _network("compile")
+    density.value_and_grad(density.prior_draws(3))
+    return density
+
+
+def test_network(network: LogDensity) -> None:
+    z = network.prior_draws(3, seed=1)
+    assert network.execution == "compile"
+    got = network.value_and_grad(z)
+    _close(got, _network("handlers").value_and_grad(z))
+    for a, b in zip(got, network.value_and_grad(z.T.contiguous().T), strict=True):
+        assert torch.equal(a, b)  # the order in memory of what comes in does not matter
+
+
+def test_data_that_change_in_place_or_by_name_are_seen(network: LogDensity) -> None:
+    z = network.prior_draws(3, seed=1)
+    before = dict(network.batch)
+    try:
+        changed = {"x": before["x"].clone(), "y": before["y"].clone()}
+        network.batch = changed
+        first = network.value_and_grad(z)[0]
+        changed["y"].mul_(2.0)
+        second = network.value_and_grad(z)[0]
+        assert not torch.equal(first, second)
+        assert torch.equal(second, network.with_batch({**before, "y": before["y"] * 2.0}).value_and_grad(z)[0])
+    finally:
+        network.batch = before
+    assert torch.equal(first, network.value_and_grad(z)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES))
+def test_programs(name: str) -> None:
+    case = CASES[name]
+    z = torch.randn(5, LogDensity(case.model, case.batch).dim, dtype=torch.float64)
+    density = LogDensity(case.model, case.batch, temperature=2.0, execution="compile")
+    got = density.value_and_grad(z)
+    assert density.execution == "compile", density.execution_note
+    _close(got, LogDensity(case.model, case.batch, temperature=2.0, execution="handlers").value_and_grad(z))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
+def test_minibatches(own: bool) -> None:
+    density, slow = _network("compile"), _network("handlers")
+    z = density.prior_draws(4, seed=2)
+    for first in (0, 3):
+        rows = torch.arange(first, first + 8)
+        index = torch.stack([rows, rows + 1, rows + 2, rows + 9]) if own else rows
+        batch = {name: value[index] for name, value in density.batch.items()}
+        _close(density.value_and_grad(z, batch, per_chain=own), slow.value_and_grad(z, batch, per_chain=own))
+    assert density.execution == "compile"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_blocks_of_chains_are_the_chains(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    """Seven chains in blocks of three: the last block overlaps the one before."""
+    monkeypatch.setattr(forecast, "block", lambda chains, largest, dtype: min(3, chains))
+    density, slow = _network("replay"), _network("handlers")
+    z = density.prior_draws(7, seed=3)
+    batch = {name: torch.stack([value.roll(k, 0) for k in range(7)]) for name, value in density.batch.items()}
+    given: dict[str, Any] = {"batch": batch, "per_chain": True} if own else {}
+    _close(density.value_and_grad(z, **given), slow.value_and_grad(z, **given))
+
+
+def test_block_sizes() -> None:
+    chains, numbers = 64, 442 * 50
+    size = forecast.block(chains, chains * numbers, torch.float32)
+    assert size * numbers * 4 <= forecast.BLOCK_BYTES * torch.get_num_threads()
+    assert forecast.block(chains, chains * 8, torch.float32) == chains
+    assert forecast.block(2, 2**40, torch.float32) == 1
+
+
+def test_rational_tanh() -> None:
+    """To three units in the last place everywhere, 1 at the ends, NaN kept, and never beyond 1."""
+    graph = torch.fx.Graph()
+    graph.output(compiled._rational_tanh(graph, graph.placeholder("x")))
+    tanh = torch.fx.GraphModule(torch.nn.Module(), graph)
+    x = torch.cat([torch.logspace(-30, 1.2, 200001), torch.linspace(0, 10, 200001)])
+    want = torch.tanh(x.double())
+    got = tanh(x)
+    assert float((got / want - 1).abs().nan_to_num().max()) < 4.5e-7
+    assert torch.equal(tanh(-x), -got)
+    assert float(got.max()) == 1.0
+    assert tanh(torch.tensor([math.inf, -math.inf])).tolist() == [1.0, -1.0]
+    assert tanh(torch.tensor([math.nan])).isnan().all()
+
+
+# -- the choice ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operations", "elements", "calls", "worth"),
+    [
+        (80, 800, 1_000, False),  # eight schools: 0.2 s saved, 6 s to compile
+        (80, 800, 100_000, True),
+        (100, 130_000, 5_000, False),  # the network on diabetes, one chain
+        (100, 130_000, 50_000, True),
+        (100, 8_000_000, 1_000, False),  # 64 chains
+        (100, 8_000_000, 5_000, True),
+        (4_847, 40_000, 5_000, False),  # GARCH: 100 s to compile
+        (4_847, 40_000, 20_000, True),
+    ],
+)
+def test_what_pays(operations: int, elements: int, calls: int, worth: bool) -> None:
+    assert forecast.pays(operations, elements, calls) is worth
+
+
+def test_nothing_is_compiled_unless_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("bayesdl.density.evaluator.compile_graph", refuse)
+    density = _network()
+    z = density.prior_draws(2)
+    density.value_and_grad(z)
+    assert density.execution == "replay"
+    assert density.expect(100, z) == "replay"
+    with pytest.raises(AssertionError):
+        density.expect(10**9, z)
+    assert _network("replay").expect(10**9, z) == "replay"
+    assert density.expect(10**9, z, execution="handlers") == "handlers"
+
+
+def test_what_is_expected_settles_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of other shapes, asked for in passing, are replayed and change nothing in what the run is said to do."""
+    monkeypatch.setattr("bayesdl.density.evaluator.compile_graph", lambda graph, inputs: graph)
+    density = _network()
+    assert density.expect(10**9, density.prior_draws(2)) == "compile"
+    want = density.value_and_grad(density.prior_draws(1), target="joint")
+    assert density.execution == "compile"
+    _close(want, _network("handlers").value_and_grad(density.prior_draws(1), target="joint"))
+
+
+def _broken(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("no C++ compiler\nand more")
+
+
+def _wrong(graph: Any, inputs: Any) -> Any:
+    return lambda *given: tuple(1.01 * part for part in graph(*given))
+
+
+@pytest.mark.parametrize(("target", "instead", "note"), [
+    ("torch._inductor.compile", _broken, "RuntimeError: no C\\+\\+ compiler$"),
+    ("bayesdl.density.evaluator.compile_graph", _wrong, "value differs from the program's"),
+])  # fmt: skip
+def test_a_compiler_that_fails_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, target: str, instead: Any, note: str
+) -> None:
+    monkeypatch.setattr(target, instead)
+    density = _network()
+    z = density.prior_draws(2)
+    assert density.expect(10**9, z) == "replay"
+    assert re.search(note, density.execution_note)
+    _close(density.value_and_grad(z), _network("handlers").value_and_grad(z))
+
+
+# -- the graph -----------------------------------------------------------------------------------------------------
+
+
+def test_what_depends_on_the_data_alone_is_computed_once() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> Tensor:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3, dtype=x.dtype), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Poisson((x @ w).exp()), obs=y)
+
+    data = {"x": torch.randn(6, 3, dtype=torch.float64), "y": torch.tensor([0, 1, 5, 2, 1, 3], dtype=torch.float64)}
+    density = LogDensity(model, data)
+    z = density.prior_draws(2)
+    _close(density.value_and_grad(z), LogDensity(model, data, execution="handlers").value_and_grad(z))
+    (found,) = density._evaluators.values()
+    assert "lgamma" in found.function.before.code
+    assert "lgamma" not in found.function.graph.code
