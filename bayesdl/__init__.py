@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from bayesdl.estimators import BayesianRegressor as BayesianRegressor
     from bayesdl.evaluate import Report as Report
     from bayesdl.evaluate import evaluate as evaluate
+    from bayesdl.evaluate.cross_validation import bootstrap as bootstrap
+    from bayesdl.evaluate.cross_validation import cross_validate as cross_validate
+    from bayesdl.evaluate.sbc import simulation_based_calibration as simulation_based_calibration
     from bayesdl.infer import schedules as schedules
     from bayesdl.infer.baoab import BAOAB as BAOAB
     from bayesdl.infer.checkpoint import Checkpoint as Checkpoint

@@ -48,11 +48,14 @@ NAMES: dict[str, str] = {
     "Posterior": "bayesdl.posterior:Posterior",
     "Prediction": "bayesdl.posterior:Prediction",
     "Report": "bayesdl.evaluate:Report",
+    "bootstrap": "bayesdl.evaluate.cross_validation:bootstrap",
     "certify": "bayesdl.bounds.certify:certify",
     "compare": "bayesdl.compare:compare",
+    "cross_validate": "bayesdl.evaluate.cross_validation:cross_validate",
     "evaluate": "bayesdl.evaluate:evaluate",
     "load": "bayesdl.posterior:load",
     "prior_predictive": "bayesdl.posterior.prior_predictive:prior_predictive",
+    "simulation_based_calibration": "bayesdl.evaluate.sbc:simulation_based_calibration",
 }
 
 MODULES: dict[str, str] = {

@@ -64,7 +64,9 @@ class MarkovEngine(Engine):
     def __post_init__(self) -> None:
         """Count the steps and the chains."""
         sampler = self.sampler
-        self.label, self.names = sampler.name, (*sampler.statistics, "step_size")
+        self.label, self.names = sampler.name, sampler.statistics
+        if hasattr(sampler, "step_size"):
+            self.names = (*self.names, "step_size")
         self.warmup, self.thin = sampler.warmup, sampler.thin
         self.total = self.warmup + sampler.draws * self.thin
         self.chains = len(self.begin)

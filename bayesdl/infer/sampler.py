@@ -40,7 +40,7 @@ class Sampler(Method):
     """
 
     statistics: ClassVar[tuple[str, ...]]
-    """Names of what ``transition`` tells; ``step_size`` is recorded beside them."""
+    """Names of what ``transition`` tells; ``step_size`` is recorded beside them by samplers that have one."""
 
     chains: int = 4
     warmup: int = 1000

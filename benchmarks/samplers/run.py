@@ -56,7 +56,8 @@ def hardware() -> dict[str, Any]:
 
 def key(record: dict[str, Any]) -> tuple[Any, ...]:
     """What makes a run this run."""
-    return tuple(record[name] for name in ("work", "sampler", "round", "seed", "scale", "digest"))
+    names = ("work", "sampler", "round", "seed", "scale", "digest", "arguments")
+    return tuple(json.dumps(record[name], sort_keys=True) for name in names)
 
 
 def plan(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -76,6 +77,7 @@ def plan(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         "seed": seed,
                         "scale": options.scale,
                         "digest": digest(work),
+                        "arguments": CATALOGUE[name].arguments(work, options.scale),
                     }
 
 

@@ -32,15 +32,15 @@ RATES = {
 
 
 def read(path: Path) -> list[Record]:
-    """Full-length runs that ended."""
+    """Full-length runs with the settings that the catalogue has today, those that failed among them."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [record for record in records if record["scale"] == 1.0 and "failed" not in record]
-
-
-def failures(path: Path) -> list[Record]:
-    """Full-length runs that did not end."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [record for record in records if record["scale"] == 1.0 and "failed" in record]
+    return [
+        record
+        for record in records
+        if record["scale"] == 1.0
+        and record["sampler"] in CATALOGUE
+        and record["arguments"] == CATALOGUE[record["sampler"]].arguments(record["work"], 1.0)
+    ]
 
 
 def rate(record: Record, name: str) -> float:
@@ -199,7 +199,9 @@ def pyro_scaled(groups: dict[str, list[Record]]) -> list[str]:
 
 def page(path: Path) -> str:
     """The whole page."""
-    records = read(path)
+    everything = read(path)
+    records = [record for record in everything if "failed" not in record]
+    failed = [record for record in everything if "failed" in record]
     lines = [(Path(__file__).parent / "preface.md").read_text().rstrip(), ""]
     for about in sorted({json.dumps([r["hardware"], r["versions"]], sort_keys=True) for r in records}):
         hardware, versions = json.loads(about)
@@ -213,9 +215,11 @@ def page(path: Path) -> str:
         runs = {name: r for name, r in groups.items() if CATALOGUE[name].kind == "sampler"}
         if not groups:
             continue
-        lines += [f"## {title}", "", *samplers(runs), *pyro_scaled(runs), "### Ratios", "", *comparison(runs)]
-        lines += ["### Own cost", "", *own_cost(runs), "### Bare leapfrog", "", *gradients(groups)]
-    failed = failures(path)
+        lines += [f"## {title}", ""]
+        if runs:
+            lines += [*samplers(runs), *pyro_scaled(runs), "### Ratios", "", *comparison(runs)]
+            lines += ["### Own cost", "", *own_cost(runs)]
+        lines += ["### Bare leapfrog", "", *gradients(groups)]
     if failed:
         lines += ["## Runs that failed", ""]
         lines += [f"- {r['work']}, {r['sampler']}, round {r['round']}, seed {r['seed']}: {r['failed']}" for r in failed]

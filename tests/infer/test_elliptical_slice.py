@@ -101,8 +101,8 @@ class Recorded:
 
 def test_a_batch_moves_as_its_chains_do_alone() -> None:
     target, chains = banana(), 8
-    start = evaluate(target.prior_draws(chains), target.value_and_grad)
-    direction = target.prior_draws(chains, 1)
+    start = evaluate(0.1 * target.prior_draws(chains), target.value_and_grad)
+    direction = 5.0 * target.prior_draws(chains, 1)
     uniforms = np.random.default_rng(0).random((60, chains))
     threshold = np.linspace(0.1, 0.9, chains)
     together, statistics = elliptical_slice_transition(
