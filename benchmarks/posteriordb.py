@@ -119,8 +119,8 @@ HEAD = """# Gold-standard posteriors
 Each of posteriordb's posteriors, written as a Pyro program (`tests/posteriordb/programs.py`), against its reference
 draws: mean, sd and five quantiles of every scalar, in standard errors of both sides together. *z* is the largest of
 them; *exact z* compares with the posterior itself, which is known by quadrature for six linear regressions. A row
-passes with |z| < 4, bulk and tail ESS of every scalar at least 400, and R-hat below 1.01. Gradients are per chain, warm-up
-included; seconds are processor time, compilation included.
+passes with |z| < 4, bulk and tail ESS of every scalar at least 400, and R-hat below 1.01. Gradients are per chain,
+warm-up included; seconds are processor time, compilation included.
 """
 POWER = """
 ## What the judgement says of wrong samplers
@@ -128,16 +128,16 @@ POWER = """
 The same samplers, started at reference draws, with one thing wrong.
 
 - *no Jacobian*: the target is the log joint without log |det J|. In a regression on n rows that moves log sigma by
-  1 / (2n), which is 1 / sqrt(2n) posterior sd; 10,000 reference draws know the mean to 1 / 100 sd, so that the four
-  regressions with n > 400 cannot be told apart at four standard errors by any number of draws. The exact posterior and
-  the check of the target can.
-- *gradient x 1.05*: the value is kept. A Metropolis-adjusted sampler with it has the right stationary law: leapfrog steps
-  along any force are reversible and keep volume, and points are weighed by the right value. Its draws are right, and no
-  judgement of draws can object; the check of the target does.
+  1 / (2n), which is 1 / sqrt(2n) posterior sd. The reference draws know a mean to 1 / 100 sd, so that no number of
+  draws can tell the four regressions with n > 400 apart at four standard errors. The exact posterior can where the
+  sampler's own draws are enough, and the check of the target always.
+- *gradient x 1.05*: the value is kept. A Metropolis-adjusted sampler with it has the right stationary law: leapfrog
+  steps along any force are reversible and keep volume, and points are weighed by the right value. Its draws are right,
+  and no judgement of draws can object; the check of the target does.
 - *no refreshment*: every transition of a chain begins with the chain's first momentum.
 
-*By draws*: the judgement above, against reference draws or exact values. *Target*: value and gradient of the function that
-the sampler is given, against a density in numpy and central differences, at eight points (`tests/posteriordb/target.py`).
+*By draws*: the judgement above, against reference draws or exact values. *Target*: value and gradient of the function
+that the sampler is given, against a density in numpy and central differences (`tests/posteriordb/target.py`).
 """
 
 

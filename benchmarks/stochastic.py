@@ -45,7 +45,7 @@ BATCHES = (None, 50, 10)
 
 
 def regression() -> tuple[Tensor, Tensor, Tensor]:
-    """x ``[N, 3]``, y ``[N]`` and the posterior mean of w ~ N(0, 1) under y = x w + N(0, 1): curvatures as above."""
+    """Inputs ``[N, 3]``, targets ``[N]`` and posterior mean of y = x w + N(0, 1), w ~ N(0, 1), curvatures as above."""
     stream = generator(0, "regression")
     x = torch.linalg.qr(torch.randn(N, 3, dtype=torch.float64, generator=stream))[0]
     x = x * (torch.tensor(CURVATURES, dtype=torch.float64) - 1.0).sqrt()

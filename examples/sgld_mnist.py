@@ -2,18 +2,18 @@
 
     python examples/sgld_mnist.py --out results/sgld_mnist
 
-A network with one hidden layer of 100 relu units learns digits from mini-batches, three times: by ``MAP`` (plain training
-with the prior as weight decay), by ``SGLD`` and by ``SGHMC``, whose chains start where training ended. All three use the
-same model, the same prior, and the same factor N/B.
+A network with one hidden layer of 100 relu units learns digits from mini-batches, three times: by ``MAP`` (plain
+training, the prior as weight decay), by ``SGLD`` and by ``SGHMC``, whose chains start where training ended. All three
+have the same model, the same prior, and the same factor N/B.
 
 Then they are asked about three kinds of images: test digits, test digits on their side, and things that are no digits
 at all (letters of notMNIST). MNIST and notMNIST are read from ``$BAYESDL_REFERENCE/data/images`` (``mnist`` and
-``notmnist``, IDX files). Where they are missing, and with ``--quick``, the 1,797 small digits that come with scikit-learn
-take their place, and digits with scrambled pixels that of the letters.
+``notmnist``, IDX files). Where they are missing, and with ``--quick``, the 1,797 small digits that come with
+scikit-learn take their place, and digits with scrambled pixels that of the letters.
 
-What to look for: accuracy is nearly the same, while the samplers' probabilities are better calibrated (log loss, ECE);
-and where the answer can only be a guess, they say so: their entropy is higher on what they have never seen. Turn a digit
-slowly, and watch the trained network change its mind in a step where the samplers hesitate.
+What to look for: accuracy is nearly the same; but where the answer can only be a guess, the samplers say so: their
+entropy is higher on what they have never seen. Turn a digit slowly, and watch the trained network change its mind in a
+step where the samplers hesitate.
 """
 
 from __future__ import annotations
@@ -87,14 +87,16 @@ def plot_entropies(ax: Axes, entropies: dict[str, dict[str, Tensor]], kind: str)
 
 def plot_turning(axes: Sequence[Axes], images: Images, x: Tensor, angles: Tensor, probs: dict[str, Tensor]) -> None:
     """A digit that is turned, and each method's probabilities of the classes."""
-    frames = [images.turned(x[None], float(angle)).reshape(images.side, images.side) for angle in angles[::3]]
-    axes[0].imshow(np.concatenate(frames, 1), cmap="gray_r", aspect="auto", extent=(-1.5, len(angles) + 0.5, 0, 1))
+    frames = [
+        images.turned(x[None], float(angle)).reshape(images.side, images.side) for angle in np.linspace(0, 180, 8)
+    ]
+    axes[0].imshow(np.concatenate(frames, 1), cmap="gray_r", aspect="auto")
     axes[0].set(xticks=[], yticks=[], title="One digit, turned: which class is how probable?")
     shades = [f"C{k}" for k in range(10)]
     for ax, (label, found) in zip(axes[1:], probs.items(), strict=True):
         ax.stackplot(angles.numpy(), found.T.numpy(), colors=shades, alpha=0.85)
         for k in range(10):
-            where = int(found[:, k].argmax())
+            where = int(found[2:-2, k].argmax()) + 2
             if found[where, k] > 0.5:
                 height = float(found[where, :k].sum() + found[where, k] / 2)
                 ax.text(float(angles[where]), height, str(k), color="white", fontsize=13, ha="center", va="center")
@@ -122,16 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     width = 30 if small else 100
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = torch.nn.Sequential(
-            torch.nn.Linear(images.side**2, width), torch.nn.ReLU(), torch.nn.Linear(width, 10)
-        )
+        net = torch.nn.Sequential(torch.nn.Linear(images.side**2, width), torch.nn.ReLU(), torch.nn.Linear(width, 10))
     model = bdl.BayesianNetwork(net, bdl.priors.Normal("fan_in", w_std=4.0), bdl.likelihoods.Categorical())
     chains, batch = 4, 100
     settings = {"chains": chains, "batch_size": batch}
     if options.quick:
         settings |= {"warmup": 300, "draws": 20, "thin": 20}
     else:
-        settings |= {"warmup": 1500, "draws": 50, "thin": 60}
+        settings |= {"warmup": 1000, "draws": 40, "thin": 50}
     progress = False if options.quick else None
     trained = bdl.fit(model, images.train, bdl.MAP(epochs=30 if small else 10, batch_size=batch), progress=progress)
     start = {name: value[0] for name, value in trained.draws().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesdl._rng import generator
 from bayesdl.errors import MethodError
 from bayesdl.infer.adaptation import Adaptation, StepAndMetric, windows
 from bayesdl.infer.checkpoint import State
@@ -21,8 +21,11 @@ from bayesdl.infer.metric import Metric
 from bayesdl.infer.sampler import TunedSampler
 from bayesdl.posterior.problem import Problem
 
-RATE, MEMORY = 0.025, 0.95
+RATE, MEMORY = 0.05, 0.95
 """Learning rate of the log length, and weight of the past in the gradient's second moment (no first one is kept)."""
+
+PROBES = 64
+"""Random directions along which two metrics are compared."""
 
 
 def van_der_corput(count: int) -> float:
@@ -52,6 +55,20 @@ def slope(start: Tensor, end: Tensor, momentum: Tensor, time: Tensor, accepted: 
     change = after.square().sum(2) - before.square().sum(2)
     each = torch.where(accepted > 0.0, accepted * time * change * torch.linalg.vecdot(after, momentum), 0.0)
     return each.sum(1) / accepted.sum(1).clamp(min=torch.finfo(each.dtype).tiny)
+
+
+def spread(old: Metric, new: Metric, groups: int) -> Tensor:
+    """Standard deviation of the leading directions of N(0, ``new``) in the coordinates of ``old``, ``[G]``.
+
+    With S the covariance of that Gaussian, ``sqrt(tr S^2 / tr S)``: the criterion weighs directions by the squares of
+    their variances. Both traces are estimated with random probes.
+    """
+    dim = new.scale.shape[1]
+    probes = torch.randn(groups * PROBES, dim, generator=generator(0, "probes"), dtype=torch.float64).to(new.scale)
+    there = old.to_u(new.to_z(probes))
+    back = new.pull(old.push(there))
+    squares = [rows.double().square().sum(1).reshape(groups, -1).mean(1).cpu() for rows in (back, there)]
+    return (squares[0] / squares[1]).sqrt()
 
 
 @dataclass(frozen=True)
@@ -92,16 +109,13 @@ class LengthAdaptation:
         log_length = log_length + self.ascent(state, statistics, engine)
         settled = self.warmup // 2
         if self.tuner is not None:
-            before = self.spread(state, engine)
+            before, plan = Metric.of(state), windows(self.warmup)
             state = self.tuner.update(state, statistics, engine)
-            plan = windows(self.warmup)
             settled = max(settled, plan.stop)
             if done in plan.ends:
                 # Distances are measured in other units now, and so are times.
-                log_length = log_length + (self.spread(state, engine) / before).log()
+                log_length = log_length - spread(before, Metric.of(state), engine.groups).log()
                 state["chees.adam"] = torch.zeros_like(state["chees.adam"])
-        shortest = state["step_size"].log()
-        log_length = log_length.clamp(shortest, shortest + math.log(MAX_LEAPFROGS))
         average = average + 2.0 / (max(done - settled, 1) + 1.0) * (log_length - average)
         state["chees.log_length"] = torch.stack([log_length, average], 1)
         state["length"] = (average if done == self.warmup else log_length).exp()
@@ -127,13 +141,6 @@ class LengthAdaptation:
         """Unconstrained positions of all chains, ``[G, K, D]`` in float64."""
         z = engine.everyone(Metric.of(state).to_z(state["z"])).double()
         return z.reshape(engine.groups, -1, z.shape[1])
-
-    def spread(self, state: State, engine: MarkovEngine) -> Tensor:
-        """Root mean square of the chains' whitened distances from the running mean, ``[G]``."""
-        metric = Metric.of(state)
-        centre = metric.to_u(state["chees.centre"].to(engine.begin)).double()
-        u = engine.everyone(state["z"]).double().reshape(engine.groups, -1, centre.shape[1])
-        return (u - centre[:, None]).square().sum(2).mean(1).sqrt().cpu()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bayesdl.infer.engine import MarkovEngine
 from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR, acceptance
 from bayesdl.infer.hmc import MAX_LEAPFROGS
 from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column
-from bayesdl.infer.mclmc_adaptation import FIRST_LENGTH, MicrocanonicalAdaptation, UnadjustedAdaptation
+from bayesdl.infer.mclmc_adaptation import MicrocanonicalAdaptation, UnadjustedAdaptation, first_length
 from bayesdl.infer.method import ASSUMED_LEAPFROGS, Work
 from bayesdl.infer.microcanonical import COEFFICIENTS, GRADIENTS, Integrator, isokinetic_step, refresh, unit
 from bayesdl.infer.sampler import TunedSampler
@@ -194,14 +194,15 @@ class MCLMC(TunedSampler):
 
     def start(self, state: State, engine: MarkovEngine) -> State:
         """The given step size and length; directions, for chains that keep them."""
-        new = super().start(state, engine) | {"length": torch.full_like(state["length"], self.length or FIRST_LENGTH)}
+        length = self.length or first_length(engine.density)
+        new = super().start(state, engine) | {"length": torch.full_like(state["length"], length)}
         return new if self.adjusted else new | {"momentum": unit(engine.noise(state).normal())}
 
     def work(self, problem: Problem) -> Work:
         """Gradients, as many as step size and length will ask for."""
         each, note = ASSUMED_LEAPFROGS, f"if a transition takes {ASSUMED_LEAPFROGS} gradients"
         if self.step_size is not None:
-            given = Tuning(np.array([self.step_size]), np.array([self.length or FIRST_LENGTH]))
+            given = Tuning(np.array([self.step_size]), np.array([self.length or first_length(problem.density)]))
             each, note = int(self.steps(given)[0]) * GRADIENTS[self.integrator], ""
         return Work(self.chains, each * (self.warmup + self.draws * self.thin), self.chains * self.draws, note)
 

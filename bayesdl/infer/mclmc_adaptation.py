@@ -9,7 +9,8 @@ to 0: then the variance of the energy change per dimension is the one asked for 
 **Metric.** The windows of ``bayesdl.infer.adaptation``.
 
 **Length.** The root of the trace of the whitened covariance is that of D, which at speed sqrt(D) is a time of 1: the
-first length. At the end of every window it is multiplied by ``sqrt(0.3 tau)``, where tau is the autocorrelation time in
+length after the first window, when whitening begins. Before, it is the root mean square of the prior's scales, at most
+1. At the end of every later window it is multiplied by ``sqrt(0.3 tau)``, where tau is the autocorrelation time in
 transitions, averaged over the coordinates. (Robnik, Cohn-Gordon & Seljak, 2025, section 4, take 0.3 tau transitions. A
 walk in steps of length l along a direction of standard deviation s has tau = 3 (s / l)^2; so the root makes the new
 length 0.95 s, whatever the old one was, and can be repeated.) tau is estimated from the means of consecutive batches of
@@ -30,10 +31,11 @@ from bayesdl.infer.kernel import Floats, Statistics
 from bayesdl.infer.metric import Metric
 
 if TYPE_CHECKING:
+    from bayesdl.density import LogDensity
     from bayesdl.infer.engine import MarkovEngine
 
-FIRST_LENGTH = 1.0
-"""Length before anything is known: the root of the trace of the whitened covariance, at speed sqrt(D)."""
+WHITENED = 1.0
+"""Length when whitening begins: the root of the trace of the whitened covariance, at speed sqrt(D)."""
 TRANSITIONS = 0.3
 """The inverse of the autocorrelation time, in transitions, that is aimed at."""
 BATCH = 8
@@ -44,6 +46,11 @@ ORDER = 6
 """The variance of a step's energy change grows with this power of its size."""
 DAMPING = 0.2
 """Errors of the logarithm of the step size, times this, are about as large as those of an acceptance."""
+
+
+def first_length(density: LogDensity) -> float:
+    """Length before anything but the prior is known."""
+    return min(float(density.prior_scale.double().square().mean().sqrt()), WHITENED)
 
 
 def empty_batches(z: Tensor, groups: int) -> State:
@@ -100,15 +107,21 @@ class MicrocanonicalAdaptation(StepAndMetric):
 
     def update(self, state: State, statistics: Statistics, engine: MarkovEngine) -> State:
         """One update; at the end of a window a new length, from what it held."""
-        plan, done = self.plan(), state["step"] + 1
-        if plan.start < done <= plan.stop and self.length is None:
-            z = engine.everyone(Metric.of(state).to_z(state["z"]))
-            state |= add_to_batches(state, z, engine.groups)
-        if done in plan.ends and self.length is None:
-            change = (TRANSITIONS * autocorrelation_time(state["batches"])).sqrt().nan_to_num(1.0)
-            state["length"] = state["length"] * change.clamp(1.0 / MOST, MOST).cpu()
-            state |= self.no_batches(state, engine)
+        if self.length is None:
+            state |= self.lengthen(state, engine)
         return super().update(state, statistics, engine)
+
+    def lengthen(self, state: State, engine: MarkovEngine) -> State:
+        """The entries that hold the length and what it is made from."""
+        plan, done, new = self.plan(), state["step"] + 1, {}
+        if plan.start < done <= plan.stop:
+            new = add_to_batches(state, engine.everyone(Metric.of(state).to_z(state["z"])), engine.groups)
+        if done in plan.ends:
+            change = (TRANSITIONS * autocorrelation_time(new["batches"])).sqrt().nan_to_num(1.0)
+            length = state["length"] * change.clamp(1.0 / MOST, MOST).cpu()
+            new = {"length": torch.full_like(length, WHITENED) if done == plan.ends[0] else length}
+            new |= self.no_batches(state, engine)
+        return new
 
     def no_batches(self, state: State, engine: MarkovEngine) -> State:
         """Empty batches, if the length is adapted."""

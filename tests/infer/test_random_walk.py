@@ -83,7 +83,7 @@ def test_the_acceptance_is_the_one_asked_for(dim: int, target: float) -> None:
     state = run(engine(normal(scales), RandomWalk(chains=64, warmup=400, draws=100, target_accept=target)))
     assert float(state["statistics"][0].mean()) == pytest.approx(target, abs=0.03)
     # the proposals have the shape of the target: in whitened coordinates the best step is 2.38 / sqrt(D)
-    assert float(state["step_size"][0]) == pytest.approx(2.4 / dim**0.5, rel=0.25)
+    assert float(state["step_size"][0]) == pytest.approx(2.4 / dim**0.5, rel=0.35)
 
 
 def test_a_density_that_is_not_finite_is_never_entered() -> None:
