@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
@@ -67,15 +70,36 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     Raises:
         FileError: the file is missing, truncated, or not one that bayesdl wrote.
     """
+    with opened(path) as (file, header):
+        # Copied into memory of torch's own alignment, on which the last digit of a matrix product depends.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118 - not a mapping
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A file that ``write_tensors`` wrote, to read parts of its tensors: safetensors' own handle, and the header.
+
+    Raises:
+        FileError: the file is missing, truncated, or not one that bayesdl wrote; also if that shows while it is read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Copied into memory of torch's own alignment, on which the last digit of a matrix product depends.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
-        return tensors, json.loads(metadata["bayesdl"])
+            yield file, json.loads((file.metadata() or {})["bayesdl"])
     except FileNotFoundError:
         raise FileError(f"{path} does not exist.") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(
             f"{path} is not a tensor file written by bayesdl ({error}); it is damaged or foreign."
         ) from None
+
+
+def stamp(tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE2b of names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -107,7 +107,7 @@ def compare(
         posteriors[label] = posterior
         reports[label] = evaluate(posterior.predict(test.x), test.y)
         worst[label] = None
-        if isinstance(posterior, DrawsPosterior) and posterior.z.shape[1] >= 4:
+        if isinstance(posterior, DrawsPosterior) and posterior.shape[1] >= 4:
             worst[label] = float(rhat(posterior.function_draws(test.x)).max())
     return Comparison(data.name, data.task, posteriors, reports, worst)
 

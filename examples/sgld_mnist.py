@@ -11,9 +11,9 @@ at all (letters of notMNIST). MNIST and notMNIST are read from ``$BAYESDL_REFERE
 ``notmnist``, IDX files). Where they are missing, and with ``--quick``, the 1,797 small digits that come with
 scikit-learn take their place, and digits with scrambled pixels that of the letters.
 
-What to look for: accuracy is nearly the same; but where the answer can only be a guess, the samplers say so: their
-entropy is higher on what they have never seen. Turn a digit slowly, and watch the trained network change its mind in a
-step where the samplers hesitate.
+What to look for: on test digits the three are alike. On letters, where the answer can only be a guess, the samplers say
+so: their entropy is higher. On digits that lie on their side it is high for all. Turn a digit slowly, and see on its
+way to which other digits each of them is led.
 """
 
 from __future__ import annotations

@@ -41,6 +41,10 @@ def errors(draws: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
 SAMPLERS: dict[str, Any] = {
     "NUTS": lambda **more: bdl.NUTS(chains=32, warmup=150, draws=150, **more),
     "HMC": lambda **more: bdl.HMC(chains=32, warmup=150, draws=150, **more),
+    "ChEES": lambda **more: bdl.ChEES(chains=32, warmup=150, draws=100, **more),
+    "MALA": lambda **more: bdl.MALA(chains=64, warmup=200, draws=200, **more),
+    "RandomWalk": lambda **more: bdl.RandomWalk(chains=64, warmup=300, draws=300, **more),
+    "EllipticalSlice": lambda **more: bdl.EllipticalSlice(chains=64, warmup=100, draws=200, **more),
 }
 
 

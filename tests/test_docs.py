@@ -40,14 +40,14 @@ def test_python_of_the_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_method_of_the_contributing_page_is_a_method(tmp_path, monkeypatch):
-    (tmp_path / "random_walk.py").write_text(blocks(ROOT / "CONTRIBUTING.md")[0])
+    (tmp_path / "gaussian_walk.py").write_text(blocks(ROOT / "CONTRIBUTING.md")[0])
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(METHODS, "RandomWalk", "random_walk:RandomWalk")
+    monkeypatch.setitem(METHODS, "GaussianWalk", "gaussian_walk:GaussianWalk")
     torch.manual_seed(0)
     x = torch.randn(200, 1, dtype=torch.float64)
     data = bdl.data.Dataset.from_arrays(x, 3.0 * x[:, 0] + 0.1 * torch.randn(200, dtype=torch.float64))
     model = bdl.models.mlp(data, hidden=())
-    posterior = bdl.fit(model, data, bdl.RandomWalk(draws=3000), seed=0)
+    posterior = bdl.fit(model, data, bdl.GaussianWalk(draws=3000), seed=0)
     # The chains forget their starts within the first third; then the line is known to about 0.1 / sqrt(200).
     draws = posterior.z[:, 1000:].flatten(0, 1)
     late = bdl.posterior.DrawsPosterior(posterior.problem, draws[None], {}, {})

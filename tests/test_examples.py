@@ -125,6 +125,17 @@ def sgd(result: Result) -> None:
     assert annealed["high"] < 1
 
 
+def sgld_mnist(result: Result) -> None:
+    assert result["data"] == "digits"
+    for label in ("MAP", "SGLD", "SGHMC"):
+        assert result[label]["accuracy"] > 0.93, label
+        assert result[label]["nll"] < 0.25, label
+        # further from what was learnt, less sure
+        assert result[label]["no digits"] > 2 * result[label]["test digits"], label
+    for label in ("SGLD", "SGHMC"):
+        assert result[label]["no digits"] > result["MAP"]["no digits"], label
+
+
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "counts": counts,
@@ -134,6 +145,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "linear_regression": linear_regression,
     "mixture": mixture,
     "sgd_markov_chain": sgd,
+    "sgld_mnist": sgld_mnist,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bayesdl.density import layout, rewrite
-from bayesdl.errors import RandomDensity
+from bayesdl.errors import BayesdlError, RandomDensity
 
 Graph = Callable[..., tuple[Tensor, Tensor]]
 
@@ -34,7 +35,16 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], *, allow_rand
         RandomDensity: the function draws random numbers.
         Exception: whatever torch raises where the function cannot be recorded; the caller then runs it as it is.
     """
-    graph = _without_writes(_trace(function, inputs), inputs)
+    try:
+        # Torch's own derivatives write into their temporaries; recorded as fresh results, they can be rewritten. Some
+        # warn about their own speed on this way; what a program has to say, it has said in discovery.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = _trace(functionalize(function), inputs)
+    except BayesdlError:
+        raise
+    except Exception:  # some operations exist only as writes
+        graph = _trace(function, inputs)
     # Rewriting assumes that every operation is pure; a program that writes into its inputs is replayed as recorded.
     if not _writes(graph):
         rewrite.thin(graph)
@@ -47,16 +57,6 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], *, allow_rand
 
 def _trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-
-
-def _without_writes(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The same graph with fresh results in place of the temporaries that torch's own derivatives write into."""
-    if not _writes(graph):
-        return graph
-    try:
-        return _trace(functionalize(graph), inputs)
-    except Exception:  # some operations have no version that does not write; the graph is right as it is
-        return graph
 
 
 def _writes(graph: fx.GraphModule) -> bool:

@@ -18,7 +18,7 @@ from bayesdl.evaluate.chain_quantities import Array, envelope, quantities, rank_
 from bayesdl.evaluate.plots import BLUE, GREY, ORANGE, new_figure, tidy
 from bayesdl.posterior import DrawsPosterior, convergence
 from bayesdl.posterior.autocorrelation import autocovariance
-from bayesdl.posterior.diagnostics import CELLS, function_means, total_log_likelihood
+from bayesdl.posterior.diagnostics import CELLS
 from bayesdl.posterior.divergences import divergent_draws
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def rank_ecdf(posterior: DrawsPosterior, names: Names = None, x: Any = None, *, 
     Raises:
         DataError: a single chain has nothing to be ranked against.
     """
-    if posterior.z.shape[0] < 2:
+    if posterior.shape[0] < 2:
         raise DataError("Ranks compare chains; this posterior has one.")
     shown = quantities(posterior, names, x)
     figure, axes = _panels(len(shown))
@@ -250,16 +250,15 @@ def rhat_by_layer(posterior: DrawsPosterior, x: Any = None) -> Figure:
 
 def _rhats(posterior: DrawsPosterior, x: Any) -> dict[str, Array]:
     parts: dict[str, torch.Tensor] = {}
-    chains, draws, _ = posterior.z.shape
+    chains, draws = posterior.shape
     if posterior._problem is not None and (x is not None or posterior.problem.complete):
-        flat = posterior.z.flatten(0, 1)
-        functions, total = function_means(posterior.problem, flat, x), total_log_likelihood(posterior.problem, flat)
-        parts |= {} if functions is None else {"predictions": functions.reshape(chains, draws, -1)}
-        parts |= {} if total is None else {"log likelihood": total.reshape(chains, draws, 1)}
-    parts |= {name: value.reshape(chains, draws, -1) for name, value in posterior.draws_by_chain().items()}
+        functions, total = posterior.function_means(x), posterior.total_log_likelihood()
+        parts |= {} if functions is None else {"predictions": functions.flatten(2)}
+        parts |= {} if total is None else {"log likelihood": total[..., None]}
+    most = max(1, CELLS // (chains * draws))
+    parts |= {name: value.reshape(chains, draws, -1) for name, value in posterior.site_draws(most)}
     found = {}
     for name, value in parts.items():
-        most = max(1, CELLS // (chains * draws))
         some = torch.linspace(0, value.shape[2] - 1, min(most, value.shape[2]), dtype=torch.float64).round().long()
         rhats = convergence.rhat(value[..., some])
         found[name] = rhats.nan_to_num(nan=CEILING).clamp(max=CEILING).numpy()
@@ -291,7 +290,7 @@ def _style(chain: int, chains: int) -> dict[str, Any]:
 
 
 def _chains(posterior: DrawsPosterior) -> str:
-    chains, draws, _ = posterior.z.shape
+    chains, draws = posterior.shape
     return f"{chains} {'chain' if chains == 1 else 'chains'} of {draws} draws"
 
 

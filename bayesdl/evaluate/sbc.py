@@ -7,21 +7,19 @@ samplers fit all replicates as one batch of chains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from bayesdl import _rng
 from bayesdl.density import LogDensity
-from bayesdl.density.program import has_density
 from bayesdl.errors import DataError, ModelError
 from bayesdl.evaluate import uniformity
-from bayesdl.posterior import Posterior, convergence
+from bayesdl.evaluate.simulated import OBSERVED, Simulated, simulate
+from bayesdl.posterior import DrawsPosterior, Posterior, convergence
 from bayesdl.posterior.problem import prepare
 from bayesdl.posterior.summary import entry_names
 from bayesdl.posterior.tables import render
@@ -31,24 +29,13 @@ if TYPE_CHECKING:
 
 MOST, LEAST = 99, 9
 """Posterior draws that a rank is taken among, at most and at least."""
+FEWEST = 20
+"""Replicates below which no test sees anything."""
+CELLS = 2**23
+"""Draws times unknowns whose quantities are computed at once."""
 LOG_LIKELIHOOD = "log likelihood"
-OBSERVED = "observed "
-"""Prefix of the arguments that hold the simulated values of observed sites."""
 
 Quantities = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-
-
-class Simulated:
-    """A program whose observed sites take their values from arguments ``"observed <site>"``."""
-
-    def __init__(self, model: Any, sites: tuple[str, ...]) -> None:
-        self.model, self.sites = model, sites
-
-    def __call__(self, **arguments: Any) -> Any:
-        """Run the program on simulated observations."""
-        values = {site: arguments.pop(OBSERVED + site) for site in self.sites}
-        with poutine.condition(data=values):
-            return self.model(**arguments)
 
 
 @dataclass(frozen=True)
@@ -62,6 +49,8 @@ class Calibration:
         ess: effective draws of a replicate's posterior, its worst quantity, the 10% quantile over the replicates;
             infinite for independent draws.
         method: name of the method.
+        failed: replicates in which chains were stuck, so that ``fit`` would have refused to return a posterior. Their
+            ranks are among the others as they came out: leaving them out would favour the data that are easy to fit.
     """
 
     names: tuple[str, ...]
@@ -69,6 +58,7 @@ class Calibration:
     draws: int
     ess: float = torch.inf
     method: str = "the method"
+    failed: tuple[int, ...] = ()
 
     def p_values(self) -> Tensor:
         """Neyman's smooth test of every quantity ``[Q]``; see ``uniformity`` for it and its alternatives."""
@@ -84,9 +74,10 @@ class Calibration:
     def coverage(self, level: float = 0.9) -> Tensor:
         """Share of the replicates ``[Q]`` whose central interval of about ``level`` holds the truth, less the level.
 
-        The interval runs between order statistics, whose exact level under a right posterior is subtracted.
+        The interval runs between order statistics, at least one of which is left out on each side; its exact level
+        under a right posterior is subtracted. The standard error is sqrt(level (1 - level) / R).
         """
-        cut = round((1.0 - level) / 2.0 * (self.draws + 1))
+        cut = min(max(1, round((1.0 - level) / 2.0 * (self.draws + 1))), self.draws // 2)
         inside = (self.ranks >= cut) & (self.ranks <= self.draws - cut)
         return inside.double().mean(0) - (self.draws + 1 - 2 * cut) / (self.draws + 1)
 
@@ -98,8 +89,8 @@ class Calibration:
             uniformity.chi_square(self.ranks, self.draws),
             uniformity.symmetry(self.ranks, self.draws),
         ]
-        middle = (self.ranks.double() + 0.5) / (self.draws + 1) - 0.5
-        shift, spread = middle.mean(0), (12.0 * middle.square().mean(0)).sqrt()
+        middle = self._middle()
+        shift, spread = middle.mean(0), middle.square().mean(0).sqrt() / self._uniform_sd()
         order = tests[0].argsort()
         rows = [
             [self.names[k], *(f"{float(test[k]):.3g}" for test in tests), f"{float(shift[k]):+.3f}", f"{spread[k]:.3f}"]
@@ -111,23 +102,36 @@ class Calibration:
 
     def verdict(self) -> str:
         """What the ranks say, in words."""
-        if not self.rejected():
-            return f"{self.method}: no sign of miscalibration (smallest p-value {float(self.p_values().min()):.2g})."
-        k = int(self.p_values().argmin())
-        middle = (self.ranks[:, k].double() + 0.5) / (self.draws + 1) - 0.5
-        shift = float(middle.mean()) * (12 * len(middle)) ** 0.5
-        spread = float(middle.square().mean() * 12 - 1) * (len(middle) / 0.8) ** 0.5
-        if abs(shift) > abs(spread):
-            reason = f"the posterior lies too {'low' if shift > 0 else 'high'}"
+        p = self.p_values()
+        k, count = int(p.argmin()), len(self.ranks)
+        if self.rejected():
+            middle = self._middle()[:, k]
+            shift = float(middle.mean()) / self._uniform_sd() * count**0.5
+            spread = (float(middle.square().mean()) / self._uniform_sd() ** 2 - 1.0) * (count / 0.8) ** 0.5
+            reason = "has another shape"
+            if max(abs(shift), abs(spread)) > 2.0:
+                position = "lies too low" if shift > 0 else "lies too high"
+                reason = position if abs(shift) > abs(spread) else f"is too {'narrow' if spread > 0 else 'wide'}"
+            text = f"{self.method} is miscalibrated; worst at {self.names[k]}: the posterior {reason}."
         else:
-            reason = f"the posterior is too {'narrow' if spread > 0 else 'wide'}"
-        return f"{self.method} is miscalibrated; worst at {self.names[k]}: {reason}."
+            text = f"{self.method}: no sign of miscalibration (smallest p-value {float(p[k]):.2g} of {len(p)})."
+        if self.failed:
+            text += f" In {len(self.failed)} of {count} replicates chains were stuck after warm-up; they are counted."
+        return text
 
     def plot(self, names: list[str] | None = None) -> Figure:
         """Differences of the rank ECDFs from the diagonal, in their simultaneous 95% bands."""
         from bayesdl.evaluate.sbc_plot import rank_differences
 
         return rank_differences(self, names)
+
+    def _middle(self) -> Tensor:
+        """The ranks as fractions from -1/2 to 1/2."""
+        return (self.ranks.double() + 0.5) / (self.draws + 1) - 0.5
+
+    def _uniform_sd(self) -> float:
+        """Standard deviation of these fractions under uniform ranks."""
+        return float(((1.0 - (self.draws + 1.0) ** -2) / 12.0) ** 0.5)
 
 
 def simulation_based_calibration(
@@ -136,6 +140,7 @@ def simulation_based_calibration(
     method: Any,
     *,
     replicates: int = 500,
+    sites: Collection[str] | None = None,
     quantities: Quantities | None = None,
     seed: int = 0,
     data_plate: str = "data",
@@ -148,10 +153,13 @@ def simulation_based_calibration(
 
     Args:
         model: any Pyro program without ``pyro.factor``.
-        data: as in ``fit``; it gives the inputs and the shapes, its targets are replaced by simulated ones.
+        data: as in ``fit``; it gives the inputs and the shapes, its targets are replaced by simulated ones (in the
+            model's units).
         method: what is to be checked, such as ``NUTS(chains=2, warmup=300, draws=200)``. A full-batch sampler runs all
             replicates as one batch.
-        replicates: R.
+        replicates: R, at least 20.
+        sites: latent sites whose scalars are ranked; all by default. The weights of a network may be left out with
+            ``()``, because chains that stay in one of many equivalent modes are right in function space alone.
         quantities: more quantities, from a dict of latents ``[n, *shape]`` to tensors ``[n, ...]`` by name.
         seed: seed of the simulation and of the fits.
         data_plate: name of the plate over rows.
@@ -159,95 +167,85 @@ def simulation_based_calibration(
 
     Raises:
         ModelError: the program cannot be simulated.
-        DataError: too few effective draws for a rank.
+        DataError: too few replicates, or too few effective draws for a rank.
+        Divergence: a method gave no posterior at all for a replicate.
     """
+    if replicates < FEWEST:
+        raise DataError(f"replicates={replicates} are too few to see anything: use at least {FEWEST}, better 500.")
     problem = prepare(model, data, seed=seed, data_plate=data_plate)
+    known = {site.name for site in problem.density.sites}
+    if missing := sorted(set(sites or ()) - known):
+        raise ModelError(f"There are no latent sites {missing}; there are {', '.join(sorted(known))}.")
     truths, simulated = simulate(problem.model, problem.batch, replicates, seed)
-    program = Simulated(problem.model, tuple(simulated[0]))
-    datasets = [
-        {**problem.batch, **{OBSERVED + site: value for site, value in values.items()}} for values in simulated
-    ]
-    posteriors = method.fit_each(program, datasets, seed=seed, data_plate=data_plate, progress=progress)
-    density = posteriors[0].problem.density
-    if unknown := sorted({site.name for site in density.sites} - set(truths[0])):
+    if unknown := sorted(known - set(truths)):
         raise ModelError(f"{unknown} have no prior to draw the truth from; simulation needs one for every latent.")
-    found = [_values(p, None, quantities, seed) for p in posteriors]
-    truth = density.unconstrain({s.name: torch.stack([t[s.name] for t in truths]) for s in density.sites})
-    exact = [_values(p, truth[k : k + 1], quantities, seed)[1][0, 0] for k, p in enumerate(posteriors)]
-    names = found[0][0]
-    draws = torch.stack([values for _, values in found], -2)  # [C, S, R, Q]
-    kept, ess = _independent(draws)
-    ranks = (kept < torch.stack(exact)).sum(0)
-    ties = (kept == torch.stack(exact)).sum(0)
+    arguments = {OBSERVED + site: values for site, values in simulated.items()}
+    datasets = [problem.batch | {name: values[k] for name, values in arguments.items()} for k in range(replicates)]
+    posteriors = method.fit_each(
+        Simulated(problem.model, tuple(simulated)),
+        datasets,
+        seed=seed,
+        data_plate=data_plate,
+        progress=progress,
+        keep_stuck=True,
+    )
+    density = posteriors[0].problem.density
+    truth = density.unconstrain({site.name: truths[site.name] for site in density.sites})
+    drawn = torch.stack([_draws(p, _rng.derive_seed(seed, "posterior", k)) for k, p in enumerate(posteriors)])
+    z = torch.cat([truth[:, None], drawn.flatten(1, 2)], 1)  # the truth beside the draws, [R, 1 + C S, D]
+    names, values = _values(density, z, arguments, known if sites is None else set(sites), quantities)
+    exact, found = values[:, 0], values[:, 1:].unflatten(1, drawn.shape[1:3])
+    independent = not isinstance(posteriors[0], DrawsPosterior)
+    kept, ess = (found[:, 0], torch.inf) if independent else _thinned(found)
+    below, ties = ((compare(kept, exact[:, None])).sum(1) for compare in (torch.lt, torch.eq))
     # A tie (a quantity that takes few values) is broken at random, so that the rank stays uniform.
-    stream = _rng.generator(seed, "ties")
-    ranks += (torch.rand(ranks.shape, generator=stream, dtype=torch.float64) * (ties + 1)).long()
-    return Calibration(names, ranks, len(kept), ess, method.name)
+    chance = torch.rand(ties.shape, generator=_rng.generator(seed, "ties"), dtype=torch.float64)
+    ranks = below + (chance * (ties + 1)).long()
+    failed = tuple(k for k, posterior in enumerate(posteriors) if posterior.info.get("stuck"))
+    return Calibration(names, ranks, kept.shape[1], ess, method.name, failed)
 
 
-def simulate(
-    model: Any, batch: Mapping[str, Any], replicates: int, seed: int
-) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-    """Latents from the prior and observations from the program given them, by site name, once per replicate.
-
-    Raises:
-        ModelError: the program has factors, which nothing can be drawn from, or observes nothing.
-    """
-    truths, simulated = [], []
-    free = poutine.uncondition(model)
-    for k in range(replicates):
-        with torch.no_grad(), _rng.isolated(seed, "simulate", k), pyro.get_param_store().scope():
-            trace = poutine.trace(free).get_trace(**batch)
-        sites = {name: site for name, site in trace.nodes.items() if has_density(site)}
-        observed = {name for name, site in sites.items() if site["infer"].get("was_observed")}
-        factors = sorted(name for name in observed if type(sites[name]["fn"]).__name__ == "Unit")
-        if factors or not observed:
-            what = f"has factors ({', '.join(factors)})" if factors else "observes nothing"
-            raise ModelError(f"Data cannot be simulated from this program: it {what}.")
-        truths.append({name: site["value"] for name, site in sites.items() if name not in observed})
-        simulated.append({name: sites[name]["value"] for name in sorted(observed)})
-    return truths, simulated
+def _draws(posterior: Posterior, seed: int) -> Tensor:
+    """Chains ``[C, S, D]``, or one of fresh independent draws ``[1, 99, D]`` where the posterior has a density."""
+    if isinstance(posterior, DrawsPosterior):
+        return posterior.z
+    return posterior.unconstrained_draws(MOST, seed)[None]
 
 
 def _values(
-    posterior: Posterior, z: Tensor | None, quantities: Quantities | None, seed: int
+    density: LogDensity, z: Tensor, rows: Mapping[str, Tensor], sites: set[str], quantities: Quantities | None
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Names and values ``[C, S, Q]`` of all quantities at the posterior's draws, or at ``z [S, D]``."""
-    density = posterior.problem.density
-    if z is None:
-        z = posterior.unconstrained_by_chain()
-        if z.shape[0] == 1 and z.shape[1] > MOST:
-            z = posterior.unconstrained_draws(None, seed)[None]
-    else:
-        z = z[None]
-    chains, draws, dim = z.shape
-    flat = z.reshape(-1, dim)
-    values: dict[str, Tensor] = dict(density.constrain(flat))
-    if quantities is not None:
-        values |= quantities(values)
-    values[LOG_LIKELIHOOD] = _log_likelihood(density, flat)
-    names, parts = [], []
-    for name, value in values.items():
-        names += entry_names(name, value.shape[1:])
-        parts.append(value.reshape(len(flat), -1).double())
-    return tuple(names), torch.cat(parts, 1).reshape(chains, draws, -1)
+    """Names and values ``[R, n, Q]`` of all quantities at ``z [R, n, D]``; every replicate has its own rows."""
+    replicates, count, dim = z.shape
+    names: list[str] = []
+    blocks = []
+    for block in z.split(max(1, CELLS // (count * dim))):
+        latents = density.constrain(block.flatten(0, 1))
+        values = {name: value for name, value in latents.items() if name in sites}
+        if quantities is not None:
+            values |= quantities(latents)
+        if wrong := sorted(name for name, value in values.items() if value.shape[:1] != (len(block) * count,)):
+            raise DataError(f"quantities gives {wrong} another number of draws than the latents that it was given.")
+        names = [entry for name, value in values.items() for entry in entry_names(name, value.shape[1:])]
+        parts = [value.reshape(len(block) * count, -1).double() for value in values.values()]
+        blocks.append(torch.cat(parts, 1).unflatten(0, (len(block), count)) if parts else z.new_empty(0))
+    # One call for the k-th draws of all replicates: the recorded graph of the sampler's own kind, over data of its own.
+    each = [density.value_and_grad(z[:, k], rows, target="likelihood", per_chain=True)[0] for k in range(count)]
+    likelihood = torch.stack(each, 1).double()[..., None]
+    return (*names, LOG_LIKELIHOOD), torch.cat([torch.cat(blocks), likelihood], 2) if names else likelihood
 
 
-def _log_likelihood(density: LogDensity, z: Tensor) -> Tensor:
-    """The log likelihood of all the data ``[S]``, by the recorded graph of the fit's own shapes where it fits."""
-    return density.log_density(z, target="likelihood")
-
-
-def _independent(draws: Tensor) -> tuple[Tensor, float]:
-    """About independent draws ``[L, R, Q]`` of ``[C, S, R, Q]``, and the effective number that decided L.
+def _thinned(draws: Tensor) -> tuple[Tensor, float]:
+    """About independent draws ``[R, L, Q]`` of ``[R, C, S, Q]``, and the effective number that decided L.
 
     Raises:
         DataError: fewer than 9 of them.
     """
-    chains, length = draws.shape[:2]
+    chains, length = draws.shape[1:3]
     if length < 4:
         raise DataError("Ranks need posteriors of several draws; this method gives a single point or a few members.")
-    ess = convergence.ess_bulk(draws).nan_to_num(nan=1.0).amin(-1).quantile(0.1)
+    by_chain = draws.permute(1, 2, 0, 3)
+    ess = convergence.ess_bulk(by_chain).nan_to_num(nan=1.0).amin(-1).quantile(0.1)
     # Draws beyond the effective number would crowd around the truth or away from it, and feign a wrong width.
     count = min(MOST, chains * length, int(ess))
     if count < LEAST:
@@ -255,6 +253,6 @@ def _independent(draws: Tensor) -> tuple[Tensor, float]:
             f"A tenth of the replicates have fewer than {count + 1} effective draws in their worst quantity; ranks need "
             f"{LEAST}. Ask the method for more draws or a longer warmup."
         )
-    pooled = draws.transpose(0, 1).flatten(0, 1)
-    chosen = torch.linspace(0, len(pooled) - 1, count, dtype=torch.float64).round().long()
-    return pooled[chosen], float(ess)
+    pooled = draws.transpose(1, 2).flatten(1, 2)
+    chosen = torch.linspace(0, chains * length - 1, count, dtype=torch.float64).round().long()
+    return pooled[:, chosen], float(ess)

@@ -129,8 +129,8 @@ class LengthAdaptation:
             return rows.reshape(engine.groups, -1, *rows.shape[1:])
 
         centre = Metric.of(state).to_u(state["chees.centre"].to(engine.begin)).double().cpu()
-        names = ("start", "end", "momentum", "time", "acceptance")
-        gradient = slope(*(gather(name) for name in names), centre)
+        ends = (gather("start"), gather("end"), gather("momentum"))
+        gradient = slope(*ends, gather("time"), gather("acceptance"), centre)
         moment, count = state["chees.adam"].unbind(1)
         moment, count = MEMORY * moment + (1.0 - MEMORY) * gradient.square(), count + 1.0
         state["chees.adam"] = torch.stack([moment, count], 1)

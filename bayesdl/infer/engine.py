@@ -18,6 +18,7 @@ from bayesdl.infer.checkpoint import State
 from bayesdl.infer.kernel import Noise, Point, Tuning, ValueAndGrad, evaluate
 from bayesdl.infer.loop import Engine
 from bayesdl.infer.metric import Metric
+from bayesdl.infer.record import Record
 
 if TYPE_CHECKING:
     from bayesdl.infer.sampler import Sampler
@@ -34,8 +35,8 @@ class MarkovEngine(Engine):
 
     State: z ``[C, D]`` (whitened), value ``[C]``, grad ``[C, D]`` and for some kernels momentum ``[C, D]`` (the point);
     step_size and length ``[G]``, metric.*, and count, the transitions so far, those of an extended run included (the
-    kernel's tuning); what the adaptation adds; draws ``[C, S, D]`` (unconstrained) and statistics ``[K, C, S]`` (the
-    record); normals and uniforms, two generators.
+    kernel's tuning); what the adaptation adds; draws ``[C, S, D]`` (unconstrained) and statistics ``[K, C, S]`` (see
+    ``Record``); normals and uniforms, two generators.
 
     Attributes:
         sampler: gives the kernel, its adaptation, and how many transitions there are.
@@ -47,6 +48,7 @@ class MarkovEngine(Engine):
         rows: batch of its own for every chain, ``[C, B, ...]`` by argument; None if all have the density's own data.
         last: the state, without its record, of a run that is to be extended; then ``sampler.draws`` more are drawn.
         ranks: the processes that the chains of a single group are spread over; the state holds those of this one.
+        record: where the draws go.
     """
 
     sampler: Sampler
@@ -58,6 +60,7 @@ class MarkovEngine(Engine):
     rows: Mapping[str, Any] | None = None
     last: State | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    record: Record = field(default_factory=Record)
     label: str = field(init=False)
     total: int = field(init=False)
 
@@ -74,14 +77,19 @@ class MarkovEngine(Engine):
         self.group = np.repeat(np.arange(self.groups), self.chains // self.groups)
         self.adaptation = sampler.adaptation()
 
+    def expect(self, calls: int, execution: str | None = None) -> None:
+        """Tell the density how many gradients of all chains are to come, so that it may compile itself.
+
+        Args:
+            calls: forecast of them; it must depend on the settings alone.
+            execution: the way to evaluate, of a run that goes on.
+        """
+        z, rows = self.begin[self.own], self.rows
+        self.density.expect(calls, z, rows, per_chain=rows is not None, execution=execution)
+
     def init(self) -> State:
         """The start, an empty record, fresh generators, and the first tuning; or where an earlier run ended."""
-        begin, draws = self.begin[self.own], self.sampler.draws
-        chains, dim = begin.shape
-        record: State = {
-            "draws": begin.new_zeros((chains, draws, dim)),
-            "statistics": torch.zeros((len(self.names), chains, draws), dtype=torch.float64),
-        }
+        record = self.record.init(self.begin[self.own], self.names, self.sampler.draws)
         if self.last is not None:
             mine = {name: self.last[name][self.own] for name in POINT if name in self.last}
             return self.last | mine | record
@@ -115,8 +123,8 @@ class MarkovEngine(Engine):
         if after % self.thin == 0:
             statistics["step_size"] = self.tuning(state).step
             at = after // self.thin - 1
-            new["draws"][:, at] = Metric.of(state).to_z(point.z)
-            new["statistics"][:, :, at] = torch.from_numpy(np.stack([statistics[name] for name in self.names]))
+            values = torch.from_numpy(np.stack([statistics[name] for name in self.names]))
+            self.record.add(new, at, Metric.of(state).to_z(point.z), values)
         return new
 
     def drawn(self, state: State) -> int:
@@ -125,7 +133,7 @@ class MarkovEngine(Engine):
 
     def without_record(self, state: State) -> State:
         """What a later run of any number of processes needs to go on from here; its first draw is the next one."""
-        rest = {name: value for name, value in state.items() if name not in ("draws", "statistics", "gradients")}
+        rest = {name: value for name, value in Record.without(state).items() if name != "gradients"}
         rest |= {name: self.everyone(rest[name]) for name in POINT if name in rest}
         return rest | {"step": self.warmup + (state["step"] - self.warmup) % self.thin}
 

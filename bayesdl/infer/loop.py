@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyro
@@ -93,6 +94,9 @@ class Run:
         identity: what else must agree when a checkpoint is resumed (method, settings, data), as JSON values.
         tally: shared by all stages.
         ranks: the processes that work on the fit; each saves a checkpoint of its own.
+        keep_stuck: whether chains that are stuck are told in ``info["stuck"]`` instead of raised.
+        draws_to: folder into which draws are written as they come, or None.
+        functions_at: the program's arguments at which functions are kept instead of latents, or None.
     """
 
     seed: int = 0
@@ -104,6 +108,9 @@ class Run:
     identity: Fingerprint = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     ranks: Ranks = field(default_factory=Ranks)
+    keep_stuck: bool = False
+    draws_to: Path | None = None
+    functions_at: Mapping[str, Any] | None = None
 
     def stage(self, name: str, **identity: Any) -> Run:
         """A run for an earlier stage of the same fit (a start, a prior): own seed and file, no callback."""
@@ -114,6 +121,7 @@ class Run:
             identity=self.identity | {"stage": name} | identity,
             tally=self.tally,
             ranks=self.ranks,
+            keep_stuck=self.keep_stuck,
         )
 
     def drive(self, engine: Engine, density: LogDensity) -> State:

@@ -17,7 +17,7 @@ from bayesdl.posterior.problem import Problem
 
 
 def log_proposal(target: Tensor, start: Point, step: Tensor) -> Tensor:
-    """``log q(target | start) + const``, ``[C]`` in float64, of the Langevin proposal N(start + step^2 grad / 2, step^2).
+    """``log q(target | start) + const``, ``[C]`` in float64; q is N(start + step^2 / 2 grad, step^2).
 
     Args:
         target: ``[C, D]``.

@@ -133,9 +133,10 @@ class MCLMC(TunedSampler):
 
     ``adjusted=False``: no accept step. The chains keep their directions and forget them within ``length``; the step
     size is the one at which the variance of the energy change per step and dimension is ``energy_variance``. The draws
-    are **biased** by an amount that shrinks with it and does not show in R-hat; there is no bound on it. The authors'
-    5e-4 gives errors of some hundredths of a standard deviation in well-scaled problems of many dimensions. In a few
-    dimensions, or where the curvature varies much, use ``adjusted=True``. A draw is taken once per ``length``.
+    are **biased** by an amount that shrinks with the square of the step and does not show in R-hat; there is no bound
+    on it. At the authors' 5e-4 the variances of a standard Gaussian come out 3% too large. On a network of 600 weights
+    the steps were no longer than with the accept step, and what was gained was a factor of 1.2 to 1.5 in effective size
+    per gradient. A draw is taken once per ``length``.
 
     The posterior's ``stats``, each ``[C, S]``: acceptance, energy_change (adjusted: the error of the energy along the
     trajectory; unadjusted: root mean square error of its steps), divergent, leapfrogs (gradients), log_density,

@@ -9,19 +9,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pyro
-import torch
 from torch import Tensor
 
 from bayesdl._distributed import Ranks
 from bayesdl._rng import isolated
 from bayesdl.data.rows import RowIds, fingerprint
 from bayesdl.density import LogDensity
-from bayesdl.errors import MethodError
+from bayesdl.errors import Divergence, MethodError
 from bayesdl.infer.checkpoint import Checkpoint, as_checkpoint
 from bayesdl.infer.loop import Callback, Run
+from bayesdl.infer.record import function_inputs
 from bayesdl.infer.schedules import Schedule, as_schedule, as_setting
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
@@ -108,6 +109,7 @@ class Method(ABC):
     tempered: ClassVar[bool] = True  # whether a temperature other than 1 means something
     takes_parameters: ClassVar[bool] = False  # whether pyro.param sites, which have no prior, can be fitted
     learns_prior: ClassVar[bool] = False  # whether prior_rows= can give it a prior of its own
+    streams: ClassVar[bool] = False  # whether its draws come one by one: draws_to= and functions_at=
 
     temperature: float = field(default=1.0, kw_only=True)
     likelihood_temperature: float = field(default=1.0, kw_only=True)
@@ -157,6 +159,8 @@ class Method(ABC):
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
         progress: bool | None = None,
         data_plate: str = "data",
+        draws_to: str | os.PathLike[str] | None = None,
+        functions_at: Any = None,
     ) -> Posterior:
         """Fit a model to data.
 
@@ -172,6 +176,10 @@ class Method(ABC):
             checkpoint: a path or a Checkpoint; a fit that finds one resumes from it.
             progress: whether to show a progress bar on stderr; None asks the terminal.
             data_plate: the name of the program's plate over rows.
+            draws_to: for samplers: a folder into which draws are written as they come, so that memory holds a block of
+                them. ``posterior.save`` of the same folder makes it one that ``load`` opens.
+            functions_at: for samplers: raw inputs (as ``predict`` takes them) at which the likelihood's parameters are
+                kept instead of the draws, for networks too large to keep; in the folder, if there is one.
 
         Returns:
             The posterior; ``info`` tells method, settings, seed, seconds and gradients.
@@ -189,8 +197,14 @@ class Method(ABC):
                 f"{self.name} cannot learn a prior from prior_rows, because its posterior has no density relative to "
                 "one; fit it on some rows and certify it on others, or use MeanFieldVI."
             )
+        ranks = Ranks.current()
+        self._check_streaming(draws_to is not None, functions_at is not None, ranks)
         with isolated(seed, self.name), pyro.get_param_store().scope():
             problem = self._prepare(model, data, prior_rows=prior_rows, seed=seed, data_plate=data_plate)
+            inputs = None if functions_at is None else function_inputs(problem, functions_at)
+            identity = {"method": self.name, "settings": self.settings(), "data": data_fingerprint(problem)}
+            if draws_to is not None or inputs is not None:
+                identity["kept"] = {"in a folder": draws_to is not None, "functions at": _fingerprints(inputs or {})}
             run = Run(
                 seed=seed,
                 checkpoint=as_checkpoint(checkpoint),
@@ -198,8 +212,10 @@ class Method(ABC):
                 progress=progress,
                 init=init,
                 learn_prior=prior_rows is not None,
-                identity={"method": self.name, "settings": self.settings(), "data": data_fingerprint(problem)},
-                ranks=Ranks.current(),
+                identity=identity,
+                ranks=ranks,
+                draws_to=None if draws_to is None else Path(draws_to),
+                functions_at=inputs,
             )
             posterior = self._fit(problem, run)
         self._sign(posterior, run, started)
@@ -213,6 +229,7 @@ class Method(ABC):
         seed: int = 0,
         progress: bool | None = None,
         data_plate: str = "data",
+        keep_stuck: bool = False,
     ) -> list[Posterior]:
         """Fit a model to each of several data sets: replicates, folds, bootstrap samples.
 
@@ -226,6 +243,8 @@ class Method(ABC):
             seed: the k-th result depends on the seed, on k, and (in rounding) on how many run together.
             progress: as in ``fit``.
             data_plate: as in ``fit``.
+            keep_stuck: whether a data set in which chains accept nothing after warm-up is kept, with these chains in
+                ``info["stuck"]``; else it is an error, as in ``fit``.
 
         Returns:
             One posterior a data set, in their order.
@@ -240,7 +259,7 @@ class Method(ABC):
             for data in datasets:
                 like = problems[0].density if problems else None
                 problems.append(self._prepare(model, data, seed=seed, data_plate=data_plate, like=like))
-            run = Run(seed=seed, progress=progress)
+            run = Run(seed=seed, progress=progress, keep_stuck=keep_stuck)
             posteriors = self._fit_each(problems, run)
         for posterior in posteriors:
             self._sign(posterior, run, started)
@@ -295,23 +314,36 @@ class Method(ABC):
                 "method": self.name,
                 "settings": self.settings(),
                 "data": data_fingerprint(problem),
-                "extends": posterior.z.shape[1],
+                "extends": posterior.shape[1],
+                "kept": posterior.kind,
             },
             ranks=Ranks.current(),
         )
+        self._check_streaming(posterior.in_folder, False, run.ranks)
         with isolated(run.seed, self.name), pyro.get_param_store().scope():
             more = replace(self, draws=draws)._extend(posterior, run)  # type: ignore[call-arg]  # samplers have draws
-        z = torch.cat([posterior.z, more.z], 1)
-        stats = {name: torch.cat([value, more.stats[name]], 1) for name, value in posterior.stats.items()}
-        whole_run = DrawsPosterior(problem, z, stats, {**info, **more.info})
-        whole_run.last = more.last
+        whole_run = posterior.followed_by(more)
         if "divergences" in info:
             whole_run.info["divergences"] += info["divergences"]
         self._sign(whole_run, run, started)
-        whole_run.info["settings"]["draws"] = z.shape[1]
+        whole_run.info["settings"]["draws"] = whole_run.shape[1]
         for name in ("seconds", "gradients"):
             whole_run.info[name] += info[name]
         return whole_run
+
+    def _check_streaming(self, to_folder: bool, functions: bool, ranks: Ranks) -> None:
+        option = "draws_to" if to_folder else "functions_at"
+        if (to_folder or functions) and not self.streams:
+            raise MethodError(
+                f"{self.name} takes no {option}=: it has no draws that come one by one. posterior.save(folder) writes "
+                "what it finds, and posterior.predict(x) gives the functions; draws_to= and functions_at= are for "
+                "samplers such as NUTS or SGLD."
+            )
+        if to_folder and ranks.world > 1:
+            raise MethodError(
+                f"draws_to= does not work with several processes; this is one of {ranks.world}. Use functions_at= "
+                "alone, which keeps little in memory, or run the chains in one process."
+            )
 
     def _extend(self, posterior: DrawsPosterior, run: Run) -> DrawsPosterior:
         raise MethodError(f"{self.name} has no chains to extend.")
@@ -350,7 +382,13 @@ class Method(ABC):
 
     def _fit_each(self, problems: list[Problem], run: Run) -> list[Posterior]:
         """Fit several problems, one after the other unless a method knows better."""
-        return [self._fit(problem, run.stage(f"replicate {k}")) for k, problem in enumerate(problems)]
+        found = []
+        for k, problem in enumerate(problems):
+            try:
+                found.append(self._fit(problem, run.stage(f"replicate {k}")))
+            except Divergence as error:
+                raise Divergence(f"In data set {k}: {error}") from error
+        return found
 
 
 def _whole_seed(seed: Any) -> None:
@@ -360,9 +398,11 @@ def _whole_seed(seed: Any) -> None:
 
 def data_fingerprint(problem: Problem) -> dict[str, str]:
     """BLAKE2b of each tensor of the batch, and the other arguments as text, by name."""
-    return {
-        name: fingerprint(value) if isinstance(value, Tensor) else repr(value) for name, value in problem.batch.items()
-    }
+    return _fingerprints(problem.batch)
+
+
+def _fingerprints(batch: Mapping[str, Any]) -> dict[str, str]:
+    return {name: fingerprint(value) if isinstance(value, Tensor) else repr(value) for name, value in batch.items()}
 
 
 def _plain(value: Any) -> Any:

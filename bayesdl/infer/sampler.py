@@ -19,6 +19,7 @@ from bayesdl.infer.kernel import Noise, Point, Statistics, Tuning, ValueAndGrad
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method
 from bayesdl.infer.metric import SHAPES, Shape
+from bayesdl.infer.record import Record
 from bayesdl.infer.starts import start
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
@@ -39,6 +40,7 @@ class Sampler(Method):
         thin: transitions per kept draw.
     """
 
+    streams: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]]
     """Names of what ``transition`` tells; ``step_size`` is recorded beside them by samplers that have one."""
 
@@ -71,14 +73,17 @@ class Sampler(Method):
         return self._sample([problem], run)[0]
 
     def _extend(self, posterior: DrawsPosterior, run: Run) -> DrawsPosterior:
+        last = unpack(posterior.last or {})
         engine = MarkovEngine(
             sampler=self,
             density=posterior.problem.density,
-            begin=posterior.z[:, -1],
+            begin=last["z"],
             seed=run.seed,
-            last=unpack(posterior.last or {}),
+            last=last,
             ranks=run.ranks,
+            record=Record.after(posterior, run, last["z"], self.draws),
         )
+        engine.expect(self.work(posterior.problem).calls, posterior.info["execution"])
         return collect(engine, [posterior.problem], run)[0]
 
     def _fit_each(self, problems: list[Problem], run: Run) -> list[Posterior]:
@@ -91,16 +96,19 @@ class Sampler(Method):
 
     def _sample(self, problems: list[Problem], run: Run) -> list[DrawsPosterior]:
         groups, first = len(problems), problems[0]
+        begin = start(first, run, self.chains * groups, default="prior").to(first.density.dtype)
         engine = MarkovEngine(
             sampler=self,
             density=first.density,
-            begin=start(first, run, self.chains * groups, default="prior").to(first.density.dtype),
+            begin=begin,
             seed=run.seed,
             restart=run.init in (None, "prior"),
             groups=groups,
             rows=None if groups == 1 else _stacked(problems, self.chains),
             ranks=run.ranks if groups == 1 else Ranks(),
+            record=Record.of(first, run, begin, self.draws),
         )
+        engine.expect(self.work(first).calls)
         return collect(engine, problems, run)
 
 
@@ -146,34 +154,38 @@ def collect(engine: MarkovEngine, problems: list[Problem], run: Run) -> list[Dra
     """
     state = run.drive(engine, engine.density)
     # Processes that were interrupted at different steps agree on the draws that all of them have.
-    drawn = min(count for (count,) in engine.ranks.numbers([engine.drawn(state)]))
+    mine = engine.drawn(state)
+    drawn = min(count for (count,) in engine.ranks.numbers([mine]))
     if drawn < 1:
         raise run.too_early("the first draw after warm-up")
-    draws = engine.everyone(state["draws"][:, :drawn])
     statistics = engine.everyone(state["statistics"][:, :, :drawn].transpose(0, 1).contiguous()).transpose(0, 1)
     chains = engine.chains // engine.groups
-    posteriors = []
+    posteriors: list[DrawsPosterior] = []
     for k, problem in enumerate(problems):
-        mine = slice(k * chains, (k + 1) * chains)
-        record = dict(zip(engine.names, statistics[:, mine].clone(), strict=True))
-        info: dict[str, Any] = {"warmup": engine.warmup, "thin": engine.thin}
+        group = slice(k * chains, (k + 1) * chains)
+        record = dict(zip(engine.names, statistics[:, group].clone(), strict=True))
+        info: dict[str, Any] = {"warmup": engine.warmup, "thin": engine.thin, "execution": engine.density.execution}
         info |= {name: float(state[name][k]) for name in ("step_size", "length") if state[name][k].isfinite()}
         if "divergent" in record:
             info["divergences"] = int(record["divergent"].sum())
-        posteriors.append(DrawsPosterior(problem, draws[mine].clone(), record, info))
-    if len(posteriors) == 1:
-        posteriors[0].last = pack(engine.without_record(state))
-    _refuse_stuck(posteriors, engine.label)
+        if engine.groups > 1:
+            posteriors.append(DrawsPosterior(problem, state["draws"][group, :drawn].clone(), record, info))
+        else:
+            posteriors.append(engine.record.posterior(problem, state, mine, record, info, engine.everyone, drawn))
+            posteriors[0].last = pack(engine.without_record(state))
+    _refuse_stuck(posteriors, engine.label, run.keep_stuck)
     return posteriors
 
 
-def _refuse_stuck(posteriors: list[DrawsPosterior], label: str) -> None:
+def _refuse_stuck(posteriors: list[DrawsPosterior], label: str, keep: bool) -> None:
     for k, posterior in enumerate(posteriors):
         acceptance = posterior.stats.get("acceptance")
         if acceptance is None or acceptance.shape[1] < STUCK:
             continue
         stuck = torch.nonzero(acceptance.amax(1) == 0).flatten().tolist()
-        if stuck:
+        if stuck and keep:
+            posterior.info["stuck"] = stuck
+        elif stuck:
             where = f" of data set {k}" if len(posteriors) > 1 else ""
             raise Divergence(
                 f"{label}: chains {stuck}{where} accepted nothing after warm-up (step size "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +11,21 @@ from torch import Tensor
 from bayesdl._rng import derive_seed, generator
 from bayesdl.errors import MethodError
 from bayesdl.infer.loop import Run
+from bayesdl.infer.pathfinder import PathfinderEngine
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.problem import Problem
 
-STARTS = ("prior", "network", "map")
+STARTS = ("prior", "network", "map", "pathfinder")
 
 
-def start(problem: Problem, run: Run, chains: int, default: str = "prior", batch_size: int | None = None) -> Tensor:
+def start(
+    problem: Problem,
+    run: Run,
+    chains: int,
+    default: str = "prior",
+    batch_size: int | None = None,
+    rows: Mapping[str, Any] | None = None,
+) -> Tensor:
     """Starting points in unconstrained coordinates.
 
     Args:
@@ -25,6 +34,7 @@ def start(problem: Problem, run: Run, chains: int, default: str = "prior", batch
         chains: how many starts.
         default: the choice when ``run.init`` is None.
         batch_size: rows in a mini-batch of the optimiser behind "map"; None takes all rows.
+        rows: batch of its own for every chain, ``[C, B, ...]`` by argument, for starts that look at the data.
 
     Returns:
         ``[chains, D]``.
@@ -38,17 +48,30 @@ def start(problem: Problem, run: Run, chains: int, default: str = "prior", batch
     if isinstance(init, Mapping):
         return _from_values(problem, init, chains)
     if init == "prior":
-        return torch.cat([problem.density.prior_draws(1, derive_seed(run.seed, "init", k)) for k in range(chains)])
+        return _from_prior(problem, run, chains)
     if init == "network":
         return _from_network(problem, run, chains)
     if init == "map":
         return _from_mode(problem, run, chains, batch_size)
+    if init == "pathfinder":
+        return _from_paths(problem, run, chains, rows)
     raise MethodError(f"init={init!r} is unknown: use {', '.join(STARTS)}, a dict of site values, or a posterior.")
+
+
+def _from_prior(problem: Problem, run: Run, chains: int) -> Tensor:
+    return torch.cat([problem.density.prior_draws(1, derive_seed(run.seed, "init", k)) for k in range(chains)])
+
+
+def _from_paths(problem: Problem, run: Run, chains: int, rows: Mapping[str, Any] | None) -> Tensor:
+    stage = run.stage("pathfinder")
+    begin = _from_prior(problem, run, chains).to(problem.density.dtype)
+    engine = PathfinderEngine(problem.density, begin, stage.seed, rows)
+    return engine.result(stage.drive(engine, problem.density))
 
 
 def _from_network(problem: Problem, run: Run, chains: int) -> Tensor:
     """A module's own initialisation; sites that it does not know come from the prior, as in a program without one."""
-    base = torch.cat([problem.density.prior_draws(1, derive_seed(run.seed, "init", k)) for k in range(chains)])
+    base = _from_prior(problem, run, chains)
     initial_values = getattr(problem.model, "initial_values", None)
     if initial_values is None:
         return base

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from bayesdl.errors import MethodError
 from bayesdl.infer import method as check
-from bayesdl.infer.checkpoint import State
+from bayesdl.infer.checkpoint import State, pack, unpack
 from bayesdl.infer.langevin_noise import KINDS, NoiseKind
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method, Work
-from bayesdl.infer.schedules import Schedule
+from bayesdl.infer.record import Record
+from bayesdl.infer.schedules import Constant, Schedule, as_schedule
 from bayesdl.infer.starts import start
 from bayesdl.infer.stochastic_engine import StochasticEngine, Turn
 from bayesdl.infer.stochastic_gradient import GRADIENTS, Gradient, blocks_of
@@ -61,6 +62,7 @@ class StochasticSampler(Method):
             light at large steps (see ``draw_noise``).
     """
 
+    streams: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ()
     """Names of what ``observe`` tells, recorded beside log_density and step_size."""
     tolerated: ClassVar[float]
@@ -140,14 +142,38 @@ class StochasticSampler(Method):
 
     def _fit(self, problem: Problem, run: Run) -> DrawsPosterior:
         begin = start(problem, run, self.chains, default="prior").to(problem.density.dtype)
-        engine = StochasticEngine(self, problem, run.seed, begin)
+        record = Record.of(problem, run, begin, self.draws)
+        return self._collect(StochasticEngine(self, problem, run.seed, begin, record), run)
+
+    def _extend(self, posterior: DrawsPosterior, run: Run) -> DrawsPosterior:
+        if self.step_size is not None and not isinstance(as_schedule(self.step_size), Constant):
+            raise MethodError(
+                f"{self.name} cannot be extended under {self.step_size}: draws at equal distances of time lie elsewhere "
+                "in a longer run. Fit with more draws instead."
+            )
+        # Copies, because a control variate's table is written in place.
+        last = {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in unpack(posterior.last or {}).items()
+        }
+        before = posterior.shape[1]
+        record = Record.after(posterior, run, last["z"], self.draws)
+        whole = replace(self, draws=before + self.draws)
+        return self._collect(StochasticEngine(whole, posterior.problem, run.seed, last["z"], record, last, before), run)
+
+    def _collect(self, engine: StochasticEngine, run: Run) -> DrawsPosterior:
+        """Drive an engine and wrap the draws that it reached."""
+        problem = engine.problem
+        engine.expect()
         state = run.drive(engine, problem.density)
-        drawn = engine.drawn(state["step"])
+        drawn = engine.drawn(state["step"]) - engine.before
         if drawn < 1:
             raise run.too_early("the first draw after warm-up")
         record = dict(zip(engine.names, state["statistics"][:, :, :drawn].clone(), strict=True))
         info = {"step_size": state["step_size"], "warmup": self.warmup, "thin": self.thin}
-        return DrawsPosterior(problem, state["draws"][:, :drawn].clone(), record, info)
+        posterior = engine.record.posterior(problem, state, drawn, record, info)
+        posterior.last = pack({name: value for name, value in Record.without(state).items() if name != "gradients"})
+        return posterior
 
 
 def mean_square(values: Tensor) -> Tensor:

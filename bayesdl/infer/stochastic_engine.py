@@ -19,6 +19,7 @@ from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.kernel import ValueAndGrad
 from bayesdl.infer.langevin_noise import draw_noise
 from bayesdl.infer.loop import Engine
+from bayesdl.infer.record import Record
 from bayesdl.infer.schedules import as_schedule
 from bayesdl.infer.stochastic_gradient import ESTIMATES
 from bayesdl.posterior.problem import Problem
@@ -61,14 +62,26 @@ class StochasticEngine(Engine):
     State: z ``[C, D]``, in units of the prior's sd, and the sampler's own entries beside it; step_size; curvature, from
     which its default is made; gradient_noise ``[D]``, the variance of the mini-batch gradient where it was last
     measured, and heat, its largest entry; anchor ``[C, D]`` and rescues, for going back; draws ``[C, S, D]`` and
-    statistics ``[2 + K, C, S]``, the record; noise and probe, two generators; order.*, the data order; saga.* or
+    statistics ``[2 + K, C, S]`` (see ``Record``); noise and probe, two generators; order.*, the data order; saga.* or
     svrg.*, the control variate.
+
+    Attributes:
+        method: gives the step and its settings.
+        problem: the model and its data.
+        seed: seed of the streams.
+        begin: starting points ``[C, D]``, unconstrained.
+        record: where the draws go.
+        last: the state, without its record, of a run that is to be extended.
+        before: draws of that run, which are counted but not recorded again.
     """
 
     method: StochasticSampler
     problem: Problem
     seed: int
     begin: Tensor
+    record: Record = field(default_factory=Record)
+    last: State | None = None
+    before: int = 0
     label: str = field(init=False)
     total: int = field(init=False)
 
@@ -89,10 +102,18 @@ class StochasticEngine(Engine):
         if self.schedule is not None:
             steps = range(method.warmup, self.total)
             sizes = np.array([self.schedule(step) * self.schedule.samples(step) for step in steps])
-        times = sizes.cumsum()
-        if not times[-1] > 0:
+        if not sizes.max() > 0:
             raise MethodError(f"{self.label}: no step behind the warm-up takes draws under {self.schedule}.")
-        self._filled = np.searchsorted((np.arange(method.draws) + 0.5) / method.draws * times[-1], times, side="right")
+        # In units in which steps of one size take exactly 1: draws of a longer run then come at the same steps.
+        times = (sizes / sizes.max()).cumsum()
+        self._filled = np.searchsorted((np.arange(method.draws) + 0.5) * (times[-1] / method.draws), times, side="right")
+
+    def expect(self) -> None:
+        """Tell the density how many gradients on mini-batches are to come, so that it may compile itself."""
+        size = self.gradient.order.size
+        rows = None if size is None else torch.arange(size).expand(len(self.begin), size)
+        batch = None if rows is None else self.problem.minibatch(rows)
+        self.problem.density.expect(self.total, self.begin, batch, per_chain=batch is not None)
 
     def drawn(self, step: int) -> int:
         """How many draws are recorded once ``step`` steps are done."""
@@ -100,18 +121,19 @@ class StochasticEngine(Engine):
 
     def init(self) -> State:
         """The start, an empty record, fresh generators; the first step sets the default step size."""
-        chains, dim = self.begin.shape
-        begin, draws = self.begin / self.unit, self.method.draws
+        record = self.record.init(self.begin, self.names, self.method.draws - self.before)
+        if self.last is not None:
+            return self.last | record
+        begin = self.begin / self.unit
         state = {
             "z": begin,
             "anchor": begin,
             "step_size": math.nan if self.schedule is None else self.schedule(0),
             "curvature": 0.0,
-            "gradient_noise": begin.new_zeros(dim),
+            "gradient_noise": torch.zeros_like(begin[0]),
             "heat": 0.0,
             "rescues": 0,
-            "draws": self.begin.new_zeros((chains, draws, dim)),
-            "statistics": torch.zeros((len(self.names), chains, draws), dtype=torch.float64),
+            **record,
             "noise": generator(self.seed, self.label, "noise", device=begin.device),
             "probe": generator(self.seed, self.label, "probe", device=begin.device),
             **self.gradient.order.init(),
@@ -132,12 +154,12 @@ class StochasticEngine(Engine):
         if self.schedule is not None:
             new["step_size"], exploring = self.schedule(step), not self.schedule.samples(step)
         if last > first:
-            new["draws"][:, first:last] = (state["z"] * self.unit)[:, None]
-            new["statistics"][0, :, first:last] = value[:, None]
-            new["statistics"][1, :, first:last] = new["step_size"]
             observed = self.method.observe(state)
-            for row, name in enumerate(self.method.statistics, 2):
-                new["statistics"][row, :, first:last] = observed[name][:, None]
+            found = [value, *(observed[name] for name in self.method.statistics)]
+            rows = torch.stack([row.to("cpu", torch.float64) for row in found])
+            rows = torch.cat([rows[:1], torch.full_like(rows[:1], new["step_size"]), rows[1:]])
+            for at in range(first, last):
+                self.record.add(new, at - self.before, state["z"] * self.unit, rows)
 
         def noise() -> Tensor:
             z = state["z"]

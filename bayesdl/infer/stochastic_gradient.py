@@ -62,7 +62,7 @@ class PlainGradient:
         def density(u: Tensor) -> tuple[Tensor, Tensor]:
             z = u * self.unit
             value, gradient = self.problem.density.value_and_grad(z, batch, per_chain=batch is not None)
-            return value, gradient * self.unit
+            return value, gradient.mul_(self.unit)  # in place: it was made for us
 
         return density
 

@@ -15,8 +15,8 @@ from bayesdl.infer.stochastic import StochasticSampler, mean_square
 from bayesdl.infer.stochastic_engine import Turn
 
 COURANT = 0.5
-"""Default step size times the root of the largest curvature; 2 is the limit of stability. Twice as much is stable where
-the curvature was measured, but a chain that later meets a curvature four times larger is shaken, and stays hot for long.
+"""Default step size times the root of the largest curvature; 2 is the limit of stability. With 1, a chain that later
+meets a curvature four times larger than where it was measured is shaken, and stays hot for long.
 """
 EARLY = 0.3
 """Default friction, per step, in the first half of warm-up."""
@@ -32,8 +32,8 @@ class Underdamped(StochasticSampler):
     Independent mini-batches of gradient variance V heat the system: along every direction the variance grows by about
     ``step_size V / (2 friction)``.
 
-    ``step_size=None`` sets ``0.5 / sqrt(max(lambda, V/2))``, with lambda the largest curvature and V the largest gradient
-    variance of a coordinate, measured as in ``SGLD``.
+    ``step_size=None`` sets ``0.5 / sqrt(max(lambda, V/2))``, with lambda the largest curvature and V the largest
+    gradient variance of a coordinate, measured as in ``SGLD``.
 
     The posterior's ``stats`` also hold kinetic ``[C, S]``: the mean square of the momenta, 1 if the temperature is
     right, up to the integrator's error.

@@ -224,6 +224,16 @@ class Posterior(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """What is saved as tensors."""
 
+    def write_files(self, folder: Path) -> None:  # noqa: B027 - most posteriors have no other files
+        """Write what is saved in files of its own, beside the tensors: nothing, for most posteriors."""
+
+    @classmethod
+    def open(
+        cls, folder: Path, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]
+    ) -> Posterior:
+        """As ``restore``, for posteriors with files of their own in the folder."""
+        return cls.restore(problem, tensors, info)
+
     @classmethod
     @abstractmethod
     def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> Posterior:

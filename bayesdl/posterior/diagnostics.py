@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bayesdl.density.log_density import CHUNK
-from bayesdl.errors import DataError, ModelError, NotFactorised
+from bayesdl.errors import DataError
 from bayesdl.posterior import convergence
 from bayesdl.posterior.agreement import Agreement, agreement
-from bayesdl.posterior.divergences import Place, divergent_draws
+from bayesdl.posterior.divergences import Place
 from bayesdl.posterior.predictive import predict
 from bayesdl.posterior.tables import render
 
@@ -185,34 +185,33 @@ def diagnose(
     Raises:
         DataError: fewer than 4 draws per chain (an ensemble or a mode has no chains to compare) and no superchains.
     """
-    chains, draws, _ = posterior.z.shape
+    chains, draws = posterior.shape
     superchains = posterior.info.get("superchains") if superchains is None else superchains
     if draws < 4 and superchains is None:
         raise DataError(
             f"Diagnostics compare chains of at least 4 draws; this posterior has {draws} per chain "
             f"({posterior.info.get('method', 'it')} is no sampler). Many shorter ones need superchains=."
         )
-    flat, function, total = posterior.z.flatten(0, 1), None, None
-    problem = posterior._problem if x is None else posterior.problem
-    if problem is not None:
-        function = function_means(problem, flat, x)
-        total = total_log_likelihood(problem, flat)
-    of_rows = [] if function is None else [function.reshape(chains, draws, -1)]
-    of_rows += [] if total is None else [total.reshape(chains, draws, 1)]
-    compared = [part.double().cpu() for part in of_rows] or [posterior.z]
+    function = total = None
+    if (posterior._problem if x is None else posterior.problem) is not None:
+        function, total = posterior.function_means(x), posterior.total_log_likelihood()
+    of_rows = [] if function is None else [function.flatten(2)]
+    of_rows += [] if total is None else [total[..., None]]
+    most = max(1, CELLS // (chains * draws))
+    compared = [part.double().cpu() for part in of_rows] or [posterior.coordinates(most)]
     found = agreement(torch.cat(compared, -1)) if draws >= 4 else Agreement((), (), chains)
-    squared = None if function is None else (function - function.mean(0)).square().reshape(chains, draws, -1)
+    squared = None if function is None else (function - function.flatten(0, 1).mean(0)).square()
     return Diagnostics(
         function=None if function is None else Mixing.of(of_rows[0], superchains),
         function_squared=None if squared is None else Mixing.of(squared, superchains),
         log_likelihood=None if total is None else Mixing.of(of_rows[-1], superchains),
-        sites={name: Mixing.of(value, superchains) for name, value in posterior.draws_by_chain().items()},
+        sites={name: Mixing.of(value, superchains) for name, value in posterior.site_draws(most)},
         chains=chains,
         draws=draws,
         apart=found.apart,
         moving=found.moving,
         agreeing=found.agreeing,
-        frozen=_chains((posterior.z == posterior.z[:, :1]).flatten(1).all(1)) if draws > 1 else (),
+        frozen=_chains(posterior.frozen()) if draws > 1 else (),
         superchains=superchains if isinstance(superchains, int) or superchains is None else len(set(superchains)),
         **_statistics(posterior),
     )
@@ -227,7 +226,7 @@ def _statistics(posterior: DrawsPosterior) -> dict[str, Any]:
     if "divergent" in stats:
         found["divergences"] = int((stats["divergent"] != 0).sum())
         found["divergent_chains"] = _chains((stats["divergent"] != 0).any(1))
-        found["places"] = divergent_draws(posterior).places if found["divergences"] else ()
+        found["places"] = posterior.divergence_places() if found["divergences"] else ()
     if "acceptance" in stats:
         found["acceptance"] = float(stats["acceptance"].double().mean())
     if "energy" in stats and stats["energy"].shape[1] >= 4:
@@ -244,26 +243,30 @@ def _chains(mask: Tensor) -> tuple[int, ...]:
     return tuple(mask.nonzero().flatten().tolist())
 
 
-def function_means(problem: Problem, z: Tensor, x: Any) -> Tensor | None:
-    """The likelihood's means at every draw, all observed sites side by side, ``[S, ...]``."""
-    if x is None:
-        inputs = problem.training_inputs
-        if problem.density.factorised:
-            most = min(problem.n, ROWS, max(FEWEST_ROWS, ROW_CELLS // len(z)))
-            some = torch.linspace(0, problem.n - 1, most).round().long()
-            inputs |= {name: inputs[name][some] for name in problem.row_names if name in inputs}
-    else:
-        inputs = problem.inputs(x)
-    try:
-        means = [predict(problem, z, inputs, site=site).mean_by_draw.flatten(1) for site in problem.density.observed]
-    except ModelError:  # discrete latents that all rows share, or targets of a shape that predictions do not have
-        return None
-    return torch.cat(means, dim=1) if means else None
+def compared_inputs(problem: Problem, draws: int, x: Any = None) -> dict[str, Any]:
+    """The program's arguments at which functions are compared: raw inputs, or by default some training rows.
+
+    Args:
+        problem: model and data.
+        draws: how many draws there are, of all chains.
+        x: raw inputs.
+    """
+    if x is not None:
+        return problem.inputs(x)
+    inputs = problem.training_inputs
+    if problem.density.factorised:
+        most = min(problem.n, ROWS, max(FEWEST_ROWS, ROW_CELLS // draws))
+        some = torch.linspace(0, problem.n - 1, most).round().long()
+        inputs |= {name: inputs[name][some] for name in problem.row_names if name in inputs}
+    return inputs
 
 
-def total_log_likelihood(problem: Problem, z: Tensor) -> Tensor | None:
-    """The log likelihood of all rows at every draw, ``[S]``; a part of the draws at a time."""
-    try:
-        return torch.cat([problem.density.log_likelihood(part).sum(-1) for part in z.split(CHUNK)])
-    except NotFactorised:
-        return None
+def function_means(problem: Problem, z: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """The likelihood's means at draws ``z [S, D]``, all observed sites side by side, ``[S, P]``."""
+    means = [predict(problem, z, inputs, site=site).mean_by_draw.flatten(1) for site in problem.density.observed]
+    return torch.cat(means, dim=1)
+
+
+def total_log_likelihood(problem: Problem, z: Tensor) -> Tensor:
+    """The log likelihood of all rows at draws ``z [S, D]``, ``[S]``; a part of the draws at a time."""
+    return torch.cat([problem.density.log_likelihood(part).sum(-1) for part in z.split(CHUNK)])

@@ -54,13 +54,22 @@ def constrain_without_model(layout: Sequence[dict[str, Any]], z: Tensor) -> dict
     Raises:
         ModelRequired: a site's transform is none of the listed ones.
     """
+    return constrain(sites_without_model(layout), z)
+
+
+def sites_without_model(layout: Sequence[dict[str, Any]]) -> list[Site]:
+    """The sites, from what ``describe`` wrote.
+
+    Raises:
+        ModelRequired: a site's transform is none of the listed ones.
+    """
     foreign = [f"{site['name']!r} ({site['support']})" for site in layout if site["transform"] is None]
     if foreign:
         raise ModelRequired(
             f"The support of {', '.join(foreign)} is not among those that a file can describe: "
             "bayesdl.load(path, model=...) gives its draws."
         )
-    sites = [
+    return [
         Site(
             name=site["name"],
             shape=torch.Size(site["shape"]),
@@ -69,11 +78,17 @@ def constrain_without_model(layout: Sequence[dict[str, Any]], z: Tensor) -> dict
             scope=site["scope"],
             transform=_from_json(site["transform"]),
             support=site["support"],
-            unbounded=False,
+            unbounded=_is_identity(site["transform"]),
         )
         for site in layout
     ]
-    return constrain(sites, z)
+
+
+def _is_identity(value: Any) -> bool:
+    """Whether a transform, as JSON, leaves everything as it is."""
+    if isinstance(value, dict) and "independent" in value:
+        return _is_identity(value["independent"])
+    return isinstance(value, dict) and value.get("compose") == []
 
 
 def _to_json(transform: Transform) -> Any | None:

@@ -51,6 +51,40 @@ def predict(
         ModelError: the program has no such site, or discrete latents outside the data plate.
         DataError: the program does not run on the inputs.
     """
+    _refuse_shared_discrete(problem)
+    return mixture(problem, z, inputs, site=site, batch_size=batch_size, seed=seed)
+
+
+def parameters(problem: Problem, z: Tensor, inputs: Mapping[str, Any]) -> tuple[Spec, dict[str, Tensor]]:
+    """The likelihood's distribution at draws, taken apart (see ``families.unpack``).
+
+    Args:
+        problem: model, units and layout.
+        z: draws ``[S, D]``.
+        inputs: the program's arguments without the target, in model units.
+
+    Returns:
+        How it is put together, and its parameters ``[S, N, ...]``, in model units.
+
+    Raises:
+        ModelError: the program cannot be predicted with, or draws more than the target when it is.
+        DataError: the program does not run on the inputs.
+        CannotUnpack: the distribution is not determined by parameters that can be read off.
+    """
+    _refuse_shared_discrete(problem)
+    if problem.draws_anew:
+        raise ModelError(
+            "The program draws more than its target anew when it predicts (latents in the data plate, or several "
+            "observed sites), so parameters of the likelihood do not tell its predictions."
+        )
+    rows = [key for key in problem.row_names if isinstance(inputs.get(key), Tensor)]
+    cells = max(1, sum(inputs[key].numel() for key in rows))
+    values = problem.density.constrain(z)
+    with _rng.isolated(0, "predict", 0):
+        return unpack(at_draws(problem.model, inputs, values, problem.target, len(z), max(1, WORKING // cells)))
+
+
+def _refuse_shared_discrete(problem: Problem) -> None:
     structure = problem.density.structure
     if structure.discrete and not structure.by_row:
         nodes = prior_trace(problem.model, problem.batch, 0).nodes
@@ -60,7 +94,6 @@ def predict(
                 f"The discrete latents {shared} belong to all rows. They are summed out of the density, so no draw "
                 "tells their values, and the prior's would be wrong. Sum them out in the program, as a mixture."
             )
-    return mixture(problem, z, inputs, site=site, batch_size=batch_size, seed=seed)
 
 
 def mixture(

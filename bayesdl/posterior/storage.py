@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ JSON, TENSORS, NEXT = "posterior.json", "posterior.safetensors", "posterior.next
 
 KINDS = {
     "draws": "bayesdl.posterior.draws:DrawsPosterior",
+    "streamed": "bayesdl.posterior.streamed:StreamedPosterior",
+    "functions": "bayesdl.posterior.functions:FunctionPosterior",
     "gaussian": "bayesdl.posterior.gaussian:GaussianPosterior",
     "guide": "bayesdl.posterior.guide:GuidePosterior",
     "gp": "bayesdl.infinite.posterior:GPPosterior",
@@ -39,8 +39,8 @@ KINDS = {
 def save(posterior: Posterior, path: Path) -> Path:
     """Write ``posterior.json`` and ``posterior.safetensors`` into the folder ``path``.
 
-    The two belong together by a hash of the tensors. A save that is killed at any moment leaves the posterior that was
-    there before, or the new one.
+    The two belong together by a hash of the tensors; draws in files of their own are copied unless they are there
+    already. A save that is killed at any moment leaves the posterior that was there before, or the new one.
 
     Args:
         posterior: what to save.
@@ -51,6 +51,7 @@ def save(posterior: Posterior, path: Path) -> Path:
 
     Raises:
         DataError: an argument of the program is neither a tensor nor JSON, or an entry of ``info`` is not JSON.
+        MethodError: the folder already holds the draws of another run.
     """
     problem = posterior.problem
     probe, plain = _probe(problem)
@@ -68,7 +69,7 @@ def save(posterior: Posterior, path: Path) -> Path:
             tensors |= {f"constants/{name}": value for name, value in problem.model.constants().items()}
         except ModelRequired:
             model = None
-    stamp = _stamp(tensors)
+    stamp = _files.stamp(tensors)
     description = {
         "format": FORMAT,
         "tensors": stamp,
@@ -93,6 +94,7 @@ def save(posterior: Posterior, path: Path) -> Path:
             "likelihood_temperature": problem.density.likelihood_temperature,
         },
     }
+    posterior.write_files(path)
     # The description, which names the tensors by their hash, is the switch from the old posterior to the new one.
     _files.write_tensors(path / NEXT, tensors, stamp)
     _files.write_json(path / JSON, description)
@@ -139,7 +141,7 @@ def load(path: str | Path, model: Any = None) -> Posterior:
                 "it the fitted one?"
             ) from error
     try:
-        posterior = kind.restore(problem, _part(tensors, "posterior/"), description["info"])
+        posterior = kind.open(folder, problem, _part(tensors, "posterior/"), description["info"])
     except (FileError, ModelRequired, ModelMismatch):
         raise
     except Exception as error:  # as above
@@ -162,19 +164,9 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     # The second name is that of a save that was killed before its last step.
     for name in [name for name in (TENSORS, NEXT) if (folder / name).exists()] or [TENSORS]:
         tensors, header = _files.read_tensors(folder / name)
-        if header == description.get("tensors") == _stamp(tensors):
+        if header == description.get("tensors") == _files.stamp(tensors):
             return description, tensors
     raise FileError(f"{folder / TENSORS} is damaged, or belongs to another posterior than {JSON} beside it.")
-
-
-def _stamp(tensors: Mapping[str, Tensor]) -> str:
-    """BLAKE2b of names, types, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_json(values: dict[str, Any]) -> None:

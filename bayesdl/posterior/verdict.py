@@ -206,7 +206,9 @@ def _effective_draws(found: Diagnostics) -> Iterator[Finding]:
 
 
 def _notes(found: Diagnostics) -> Iterator[Finding]:
-    if found.function is not None:
+    if found.function is not None and not found.sites:
+        yield Finding("note", "Only functions were kept: whether the latents agree is not known.")
+    elif found.function is not None:
         site, mixing = max(found.sites.items(), key=lambda item: _order(item[1]))
         function = max(part.rhat for part in _function_space(found).values())
         if mixing.rhat > LIMIT >= function:
@@ -266,7 +268,7 @@ def _place(found: Diagnostics) -> str:
 
 
 def _layer(found: Diagnostics) -> str:
-    if not _function_space(found):
+    if not _function_space(found) or not found.sites:
         return ""
     site, mixing = max(found.sites.items(), key=lambda item: _order(item[1]))
     kind = "layer" if site.endswith((".weight", ".bias")) else "latent"

@@ -38,8 +38,8 @@ def regression_law(step: Step, entries: int, case: Conjugate, batch_size: int | 
 
     The step is linear in its state, the gradient and the noise. The gradient on B rows, drawn with replacement, is
     ``-A e + b`` at a distance e from the posterior mean, with a random matrix A and a random b; given e, its covariance
-    is N^2/B times that of one row's. So the state's second moments obey a linear equation, which is solved. All of it in
-    units of the prior's sd, as the engine has it.
+    is N^2/B times that of one row's. So the state's second moments obey a linear equation, which is solved. All of it
+    is in units of the prior's sd, as the engine has it.
     """
     x, n, dim = case.x * case.prior, len(case.y), case.x.shape[1]
     eye = torch.eye(dim, dtype=torch.float64)

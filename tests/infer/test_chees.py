@@ -130,6 +130,7 @@ def autoregressive(dim: int) -> Target:
     return Target(function, dim)
 
 
+@pytest.mark.slow
 def test_a_gradient_is_worth_more_than_in_nuts() -> None:
     worth = {}
     for method in (ChEES(chains=64, warmup=300, draws=60), NUTS(chains=8, warmup=300, draws=200)):

@@ -60,9 +60,7 @@ def engine(temperature: float = 1.0, seed: int = 0, method: EllipticalSlice = ME
 
 @pytest.mark.parametrize(("temperature", "likelihood_temperature"), [(1.0, 1.0), (3.0, 1.0), (1.0, 5.0), (0.3, 2.0)])
 def test_a_conjugate_posterior_is_exact(temperature: float, likelihood_temperature: float) -> None:
-    method = EllipticalSlice(
-        32, 20, 200, temperature=temperature, likelihood_temperature=likelihood_temperature
-    )
+    method = EllipticalSlice(32, 20, 200, temperature=temperature, likelihood_temperature=likelihood_temperature)
     posterior: Any = method.fit(line, rows(), progress=False)
     assert max(map(abs, errors(posterior.z, temperature, likelihood_temperature))) < 4.0
     assert float(posterior.stats["evaluations"].min()) >= 1.0
@@ -105,9 +103,8 @@ def test_a_batch_moves_as_its_chains_do_alone() -> None:
     direction = 5.0 * target.prior_draws(chains, 1)
     uniforms = np.random.default_rng(0).random((60, chains))
     threshold = np.linspace(0.1, 0.9, chains)
-    together, statistics = elliptical_slice_transition(
-        start, direction, threshold, Recorded(uniforms), target.value_and_grad  # type: ignore[arg-type]  # stands in
-    )
+    all_noise: Any = Recorded(uniforms)
+    together, statistics = elliptical_slice_transition(start, direction, threshold, all_noise, target.value_and_grad)
     for k in range(chains):
         one = slice(k, k + 1)
         own = Point(start.z[one], start.value[one], start.grad[one])

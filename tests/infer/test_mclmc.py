@@ -211,6 +211,20 @@ def test_chains_that_never_forget_their_direction_stay_on_their_orbits(length: f
     assert mixed == (length == 2.0)
 
 
+def test_the_main_streams_do_not_depend_on_the_number_of_steps() -> None:
+    target, method = normal(ONES), MCLMC(adjusted=False)
+    start = evaluate(target.prior_draws(2), target.value_and_grad)._replace(momentum=unit(gaussian(2, 3)))
+    after = []
+    for length in (0.2, 2.0):
+        noise = Noise(generator(0, "n"), generator(0, "u"), start.z, 2, slice(0, 2))
+        method.transition(start, Tuning(np.full(2, 0.1), np.full(2, length)), noise, target.value_and_grad)
+        after.append((noise.normal(), noise.uniform(1)))
+    assert torch.equal(after[0][0], after[1][0])
+    assert np.array_equal(after[0][1], after[1][1])
+    branch = Noise(generator(0, "n"), generator(0, "u"), torch.zeros(1, 5), 1, slice(0, 1)).branch()
+    assert not torch.equal(branch.normals.get_state(), branch.uniforms.get_state())
+
+
 def test_warm_up_reaches_the_energy_variance_and_the_acceptance() -> None:
     scales = torch.logspace(-1.0, 1.0, 20, dtype=torch.float64)
     target = normal(scales)
@@ -246,7 +260,7 @@ def test_strong_correlations_lengthen_the_trajectories() -> None:
     covariance = 0.99 * torch.ones(dim, dim, dtype=torch.float64) + 0.01 * torch.eye(dim, dtype=torch.float64)
     precision = torch.linalg.inv(covariance)
     target = Target(lambda z: (-0.5 * ((z @ precision) * z).sum(1), -z @ precision), dim)
-    state = run(engine(target, MCLMC(chains=16, warmup=200, draws=1)))
+    state = run(engine(target, MCLMC(chains=16, warmup=300, draws=1)))
     assert 1.7 < float(state["length"]) < 4.5
     given = run(engine(target, MCLMC(chains=4, warmup=30, draws=1, length=0.5)))
     assert given["length"].tolist() == [0.5]
@@ -335,7 +349,7 @@ def rows() -> tuple[Tensor, Tensor]:
 def test_conjugate_regression(temperature: float, adjusted: bool) -> None:
     x, y = rows()
     # without accept step the tolerance of the energy is tightened until the bias is below the Monte-Carlo error
-    method = MCLMC(chains=16, warmup=100, draws=100, temperature=temperature, adjusted=adjusted, energy_variance=3e-5)
+    method = MCLMC(chains=16, warmup=60, draws=60, temperature=temperature, adjusted=adjusted, energy_variance=3e-5)
     posterior: Any = method.fit(line, (x, y), seed=2, progress=False)
     design = torch.cat([torch.ones_like(x), x], 1)
     precision = design.T @ design / 0.25 + torch.eye(2) / 1.5**2

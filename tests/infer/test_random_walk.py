@@ -1,4 +1,4 @@
-"""Random-walk Metropolis: detailed balance, known moments, acceptance, resume; a chain that forgets rejections fails."""
+"""Random-walk Metropolis: detailed balance, known moments, acceptance, resume; rejections have to count."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,7 @@ def engine(target: Any, method: Any, begin: Tensor | None = None, seed: int = 0)
     return StochasticEngine(method, problem, seed, start)  # type: ignore[arg-type]  # a Target stands in for the density
 
 
+@cache
 def regression() -> Problem:
     return prepare(conjugate().program, conjugate().data, seed=0)
 
@@ -62,7 +64,7 @@ VARIANTS: dict[str, Any] = {
 def test_resume_is_bit_exact_and_a_step_that_is_cut_off_is_forgotten(name: str) -> None:
     found = driver(VARIANTS[name])
     whole = run(found)
-    for pause in (1, 17, 31):
+    for pause in (1, 31):
         half = run(driver(VARIANTS[name]), pause)
         kept = copied(half)
         # the step is made, its result is lost, generators go back to where they were: all that the loop does

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import bayesdl as bdl
 from bayesdl._files import read_tensors, write_tensors
+from bayesdl._files import stamp as stamp_of
 from bayesdl._rng import generator
 from bayesdl.errors import BayesdlError, DataError, FileError, ModelMismatch, ModelRequired
 from bayesdl.posterior import DrawsPosterior, GaussianPosterior, prepare, storage
@@ -412,7 +413,7 @@ def test_tensors_that_are_missing(saved: dict[str, bytes], tmp_path: Path) -> No
 
 
 def _stamped(folder: Path, saved: dict[str, bytes], tensors: dict[str, Tensor], **changes: Any) -> None:
-    stamp = storage._stamp(tensors)
+    stamp = stamp_of(tensors)
     value = json.loads(saved["posterior.json"]) | {"tensors": stamp} | changes
     (folder / "posterior.json").write_text(json.dumps(value))
     write_tensors(folder / "posterior.safetensors", tensors, stamp)
