@@ -81,6 +81,11 @@ class InverseHessian(NamedTuple):
         """``log |H|``, ``[C]``."""
         return self.diagonal.log().sum(1) + 2.0 * self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
+    def variances(self) -> Tensor:
+        """The diagonal of H, ``[C, D]``."""
+        gain = self.factor @ self.factor.mT - torch.eye(self.factor.shape[1], dtype=self.factor.dtype)
+        return self.diagonal * (1.0 + ((self.basis @ gain) * self.basis).sum(2))
+
     def _along(self, u: Tensor, factor: Tensor) -> Tensor:
         inner = u @ self.basis
         return u + (inner @ factor.mT - inner) @ self.basis.mT
