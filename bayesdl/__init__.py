@@ -114,8 +114,7 @@ def extend(posterior: Posterior, draws: int, *, data: Any = None, **options: Any
         ModelMismatch: other data than those of the fit.
     """
     method = method_class(posterior.info["method"]).from_settings(posterior.info["settings"])
-    given = posterior if data is None else posterior.with_data(data)
-    extended: Posterior = method.extend(given, draws, **options)
+    extended: Posterior = method.extend(posterior, draws, data=data, **options)
     return extended
 
 

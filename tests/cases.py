@@ -56,7 +56,7 @@ METHODS: dict[str, MethodCase] = {
     "SGHMC": MethodCase({"chains": 2, "warmup": 160, "draws": 20, "thin": 2}),
     "SGNHT": MethodCase({"chains": 2, "warmup": 160, "draws": 20, "thin": 2}),
     "BAOAB": MethodCase({"chains": 2, "warmup": 160, "draws": 20, "thin": 2}),
-    "RandomWalk": MethodCase({"chains": 2, "warmup": 300, "draws": 30, "thin": 10}),
+    "RandomWalk": MethodCase({"chains": 2, "warmup": 300, "draws": 20, "thin": 5}),
     "MALA": MethodCase({"chains": 2, "warmup": 60, "draws": 20, "thin": 2}),
     "EllipticalSlice": MethodCase({"chains": 2, "warmup": 20, "draws": 20}),
     "ChEES": MethodCase({"chains": 4, "warmup": 40, "draws": 15}),

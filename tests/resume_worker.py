@@ -23,11 +23,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import bayesdl as bdl
 from bayesdl._files import write_json
 from bayesdl.density import LogDensity
+from bayesdl.infer import record
 from tests.cases import conjugate
 from tests.load_worker import main as predict
 
 Job = dict[str, Any]
-"""folder, method, settings, options of ``fit``, every (steps between checkpoints), and when to die: see ``Meter``."""
+"""folder, method, settings, options of ``fit``, every (steps between checkpoints), and when to die: see ``Meter``;
+block (bytes of draws in memory), where the draws go into a folder."""
 
 
 class Meter:
@@ -86,6 +88,10 @@ def fit(job: Job) -> None:
         steps.append(state["gradients"])
         meter.callback(state)
 
+    options = dict(job["options"])
+    if job["block"] is not None:
+        record.BLOCK_BYTES = job["block"]
+        options["draws_to"] = folder / "draws"
     posterior = bdl.fit(
         conjugate().network(),
         conjugate().data,
@@ -93,7 +99,7 @@ def fit(job: Job) -> None:
         seed=5,
         checkpoint=bdl.Checkpoint(folder / "run", every=job["every"]),
         callback=callback,
-        **job["options"],
+        **options,
     )
     posterior.save(folder / "posterior")
     write_json(folder / "info.json", {"info": posterior.info, "steps": steps})

@@ -57,16 +57,17 @@ class Plan:
     first: tuple[int, int] | None
     last: tuple[int, int]  # steps between which the last kill comes
     options: dict[str, Any] = field(default_factory=dict)
+    block: int | None = None  # bytes of draws in memory, where these go into a folder
 
     def job(self, folder: Path, meter: str, **kill: int) -> dict[str, Any]:
         """What a process is told."""
         folder.mkdir(exist_ok=True)
         common = {"method": self.method, "settings": self.settings, "every": self.every, "options": self.options}
-        return common | {"folder": str(folder), "meter": meter, **kill}
+        return common | {"block": self.block, "folder": str(folder), "meter": meter, **kill}
 
     def kills(self, steps: list[int]) -> list[dict[str, int]]:
         """Three random moments, given the gradients after every step."""
-        moment = random.Random(self.method)
+        moment = random.Random(f"{self.method}{self.block or ''}")
         low, high = (self.every, 480) if self.first is None else (steps[k] for k in self.first)
         return [
             {"kill_at_gradient": moment.randint(low, high)},
@@ -77,6 +78,10 @@ class Plan:
 
 PLANS = {
     "NUTS": Plan("NUTS", {"chains": 2, "warmup": 50, "draws": 50, "max_depth": 4}, 12, (15, 45), (75, 95)),
+    # Two chains in three dimensions: shards of 20 draws, so that the last kill falls behind the first of them.
+    "NUTS streamed": Plan(
+        "NUTS", {"chains": 2, "warmup": 50, "draws": 50, "max_depth": 4}, 12, (15, 45), (75, 95), block=20 * 2 * 3 * 8
+    ),
     "SGLD": Plan("SGLD", {"chains": 2, "warmup": 150, "draws": 50, "thin": 4}, 25, (30, 120), (230, 330)),
     "MeanFieldVI": Plan("MeanFieldVI", {"steps": 300}, 40, None, (180, 280)),
     "learnt prior": Plan("MeanFieldVI", {"steps": 200}, 40, None, (90, 190), {"prior_rows": 0.5}),

@@ -105,14 +105,7 @@ class Calibration:
         p = self.p_values()
         k, count = int(p.argmin()), len(self.ranks)
         if self.rejected():
-            middle = self._middle()[:, k]
-            shift = float(middle.mean()) / self._uniform_sd() * count**0.5
-            spread = (float(middle.square().mean()) / self._uniform_sd() ** 2 - 1.0) * (count / 0.8) ** 0.5
-            reason = "has another shape"
-            if max(abs(shift), abs(spread)) > 2.0:
-                position = "lies too low" if shift > 0 else "lies too high"
-                reason = position if abs(shift) > abs(spread) else f"is too {'narrow' if spread > 0 else 'wide'}"
-            text = f"{self.method} is miscalibrated; worst at {self.names[k]}: the posterior {reason}."
+            text = f"{self.method} is miscalibrated; worst at {self.names[k]}: {self._reason(k)}."
         else:
             text = f"{self.method}: no sign of miscalibration (smallest p-value {float(p[k]):.2g} of {len(p)})."
         if self.failed:
@@ -124,6 +117,20 @@ class Calibration:
         from bayesdl.evaluate.sbc_plot import rank_differences
 
         return rank_differences(self, names)
+
+    def _reason(self, k: int) -> str:
+        """What is wrong with the ranks of the k-th quantity, in words."""
+        middle, count = self._middle()[:, k], len(self.ranks)
+        shift = float(middle.mean()) / self._uniform_sd() * count**0.5
+        spread = (float(middle.square().mean()) / self._uniform_sd() ** 2 - 1.0) * (count / 0.8) ** 0.5
+        if self.names[k] == LOG_LIKELIHOOD and abs(shift) > 2.0:
+            how = "worse than the truth does (too wide, or displaced)" if shift > 0 else "better than the truth does"
+            return f"the draws fit the data {how}"
+        if max(abs(shift), abs(spread)) < 2.0:
+            return "the posterior has another shape"
+        if abs(shift) > abs(spread):
+            return f"the posterior lies too {'low' if shift > 0 else 'high'}"
+        return f"the posterior is too {'narrow' if spread > 0 else 'wide'}"
 
     def _middle(self) -> Tensor:
         """The ranks as fractions from -1/2 to 1/2."""

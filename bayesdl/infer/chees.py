@@ -205,7 +205,7 @@ class ChEES(TunedSampler):
         self, point: Point, tuning: Tuning, noise: Noise, value_and_grad: ValueAndGrad
     ) -> tuple[Point, Statistics]:
         """One trajectory of every chain; beside the statistics, its two ends for the adaptation."""
-        jitter = van_der_corput(tuning.count + 1)
+        jitter = van_der_corput(tuning.done + 1)
         leapfrogs: Floats = np.clip(np.ceil(jitter * tuning.length / tuning.step), 1.0, MAX_LEAPFROGS)
         momentum = noise.normal()
         end = trajectory(point, momentum, tuning.step, leapfrogs, value_and_grad)

@@ -44,7 +44,7 @@ class Tuning(NamedTuple):
     """``[C]`` step sizes, equal for the chains of a group."""
     length: Floats
     """``[C]`` integration times, for kernels whose trajectories have one; else NaN."""
-    count: int = 0
+    done: int = 0
     """Transitions done before this one, for kernels that use a sequence in place of independent draws."""
 
 

@@ -270,6 +270,7 @@ class Method(ABC):
         posterior: Posterior,
         draws: int,
         *,
+        data: Any = None,
         callback: Callback | None = None,
         checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
         progress: bool | None = None,
@@ -281,6 +282,7 @@ class Method(ABC):
         Args:
             posterior: made by this method, with these settings; also one that was saved and loaded.
             draws: more draws per chain.
+            data: the training data once more, for a posterior that was loaded.
             callback: as in ``fit``.
             checkpoint: as in ``fit``; a file of its own for each extension.
             progress: as in ``fit``.
@@ -290,6 +292,7 @@ class Method(ABC):
 
         Raises:
             MethodError: the posterior has no chains to go on with.
+            ModelMismatch: other data than those of the fit.
         """
         started = time.perf_counter()
         whole(self.name, draws=draws)
@@ -298,6 +301,7 @@ class Method(ABC):
                 f"This posterior ({posterior.info.get('method', 'of unknown method')}) cannot be extended: only runs "
                 "of a sampler on one data set know where their chains stand."
             )
+        posterior = posterior if data is None else posterior.with_data(data)
         info = posterior.info
         problem = posterior.problem
         if not problem.complete:

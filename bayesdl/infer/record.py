@@ -202,9 +202,7 @@ class Record:
         if not self._looked:
             for earlier in range(self.first, self.first + number):
                 if run_of(folder, earlier) != run:
-                    raise FileError(
-                        f"{shard_file(folder, earlier)} holds draws of another run than the resumed one."
-                    )
+                    raise FileError(f"{shard_file(folder, earlier)} holds draws of another run than the resumed one.")
             self._looked = True
         mine = self.first + number
         if shard_file(folder, mine).exists() and run_of(folder, mine) != run:
@@ -228,13 +226,11 @@ class Record:
                 "of them in memory; functions_at=x keeps predictions at x instead of the latents; thin= takes "
                 "fewer."
             )
-        if where is not None:
-            there = next(path for path in (where, *where.absolute().parents) if path.exists())
-            if whole > shutil.disk_usage(there).free:
-                raise MethodError(
-                    f"{draws:,} draws take {_size(whole)}, more than is free in {where}. functions_at=x keeps "
-                    "predictions at x instead of the latents; thin= takes fewer."
-                )
+        if where is not None and whole > _free(where):
+            raise MethodError(
+                f"{draws:,} draws take {_size(whole)}, more than is free in {where}. functions_at=x keeps predictions "
+                "at x instead of the latents; thin= takes fewer."
+            )
 
 
 _OTHERS = (
@@ -274,6 +270,11 @@ def _memory() -> float:
     if not all(name in getattr(os, "sysconf_names", {}) for name in names):
         return float("inf")
     return float(os.sysconf(names[0])) * os.sysconf(names[1])
+
+
+def _free(folder: Path) -> int:
+    """Free bytes where a folder is, or is to be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def _size(count: float) -> str:

@@ -143,13 +143,15 @@ class StochasticSampler(Method):
     def _fit(self, problem: Problem, run: Run) -> DrawsPosterior:
         begin = start(problem, run, self.chains, default="prior").to(problem.density.dtype)
         record = Record.of(problem, run, begin, self.draws)
-        return self._collect(StochasticEngine(self, problem, run.seed, begin, record), run)
+        engine = StochasticEngine(self, problem, run.seed, begin, record)
+        engine.expect()
+        return self._collect(engine, run)
 
     def _extend(self, posterior: DrawsPosterior, run: Run) -> DrawsPosterior:
         if self.step_size is not None and not isinstance(as_schedule(self.step_size), Constant):
             raise MethodError(
-                f"{self.name} cannot be extended under {self.step_size}: draws at equal distances of time lie elsewhere "
-                "in a longer run. Fit with more draws instead."
+                f"{self.name} cannot be extended under {self.step_size}: draws at equal distances of time lie "
+                "elsewhere in a longer run. Fit with more draws instead."
             )
         # Copies, because a control variate's table is written in place.
         last = {
@@ -159,18 +161,20 @@ class StochasticSampler(Method):
         before = posterior.shape[1]
         record = Record.after(posterior, run, last["z"], self.draws)
         whole = replace(self, draws=before + self.draws)
-        return self._collect(StochasticEngine(whole, posterior.problem, run.seed, last["z"], record, last, before), run)
+        engine = StochasticEngine(whole, posterior.problem, run.seed, last["z"], record, last, before)
+        engine.expect(posterior.info["execution"])
+        return self._collect(engine, run)
 
     def _collect(self, engine: StochasticEngine, run: Run) -> DrawsPosterior:
         """Drive an engine and wrap the draws that it reached."""
         problem = engine.problem
-        engine.expect()
         state = run.drive(engine, problem.density)
         drawn = engine.drawn(state["step"]) - engine.before
         if drawn < 1:
             raise run.too_early("the first draw after warm-up")
         record = dict(zip(engine.names, state["statistics"][:, :, :drawn].clone(), strict=True))
         info = {"step_size": state["step_size"], "warmup": self.warmup, "thin": self.thin}
+        info["execution"] = problem.density.execution
         posterior = engine.record.posterior(problem, state, drawn, record, info)
         posterior.last = pack({name: value for name, value in Record.without(state).items() if name != "gradients"})
         return posterior

@@ -106,14 +106,20 @@ class StochasticEngine(Engine):
             raise MethodError(f"{self.label}: no step behind the warm-up takes draws under {self.schedule}.")
         # In units in which steps of one size take exactly 1: draws of a longer run then come at the same steps.
         times = (sizes / sizes.max()).cumsum()
-        self._filled = np.searchsorted((np.arange(method.draws) + 0.5) * (times[-1] / method.draws), times, side="right")
+        wanted = (np.arange(method.draws) + 0.5) * (times[-1] / method.draws)
+        self._filled = np.searchsorted(wanted, times, side="right")
 
-    def expect(self) -> None:
-        """Tell the density how many gradients on mini-batches are to come, so that it may compile itself."""
+    def expect(self, execution: str | None = None) -> None:
+        """Tell the density how many gradients on mini-batches are to come, so that it may compile itself.
+
+        Args:
+            execution: the way to evaluate, of a run that goes on.
+        """
         size = self.gradient.order.size
         rows = None if size is None else torch.arange(size).expand(len(self.begin), size)
         batch = None if rows is None else self.problem.minibatch(rows)
-        self.problem.density.expect(self.total, self.begin, batch, per_chain=batch is not None)
+        density = self.problem.density
+        density.expect(self.total, self.begin, batch, per_chain=batch is not None, execution=execution)
 
     def drawn(self, step: int) -> int:
         """How many draws are recorded once ``step`` steps are done."""

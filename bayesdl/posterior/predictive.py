@@ -79,9 +79,15 @@ def parameters(problem: Problem, z: Tensor, inputs: Mapping[str, Any]) -> tuple[
         )
     rows = [key for key in problem.row_names if isinstance(inputs.get(key), Tensor)]
     cells = max(1, sum(inputs[key].numel() for key in rows))
-    values = problem.density.constrain(z)
-    with _rng.isolated(0, "predict", 0):
-        return unpack(at_draws(problem.model, inputs, values, problem.target, len(z), max(1, WORKING // cells)))
+    values, size = problem.density.constrain(z), max(1, WORKING // cells)
+    with _rng.isolated(0, "predict", 0), torch.no_grad(), program.unchecked():
+        try:
+            # Not put together in between: some families would round their parameters once more.
+            return _unpacked_at_draws(problem.model, inputs, values, problem.target, len(z), size)
+        except BayesdlError:
+            raise
+        except _BEYOND_VMAP:
+            return unpack(_one_by_one(problem.model, inputs, values, problem.target, len(z)))
 
 
 def _refuse_shared_discrete(problem: Problem) -> None:
@@ -156,6 +162,22 @@ def at_draws(
     Raises:
         DataError: the program does not run on the inputs, or does not reach the site.
     """
+    with torch.no_grad(), program.unchecked():
+        try:
+            return pack(*_unpacked_at_draws(model, inputs, values, site, draws, chunk))
+        except BayesdlError:
+            raise
+        except _BEYOND_VMAP:
+            return _one_by_one(model, inputs, values, site, draws)
+
+
+# What vmap cannot run (sampling of some families, value-dependent control flow) goes draw by draw.
+_BEYOND_VMAP = (CannotUnpack, RuntimeError, ValueError, NotImplementedError, TypeError, LookupError)
+
+
+def _unpacked_at_draws(
+    model: Any, inputs: Mapping[str, Any], values: Mapping[str, Tensor], site: str, draws: int, chunk: int | None
+) -> tuple[Spec, dict[str, Tensor]]:
     found: list[Spec] = []
 
     def one(_: Tensor, draw: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,16 +185,9 @@ def at_draws(
         found.append(spec)
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    with torch.no_grad(), program.unchecked():
-        try:
-            # The counter is there for programs whose latents are all drawn anew: vmap needs something to map over.
-            tensors = vmap(one, randomness="different", chunk_size=chunk)(torch.arange(draws), dict(values))
-            return pack(found[0], tensors)
-        except BayesdlError:
-            raise
-        except (CannotUnpack, RuntimeError, ValueError, NotImplementedError, TypeError, LookupError):
-            # What vmap cannot run (sampling of some families, value-dependent control flow) goes draw by draw.
-            return _one_by_one(model, inputs, values, site, draws)
+    # The counter is there for programs whose latents are all drawn anew: vmap needs something to map over.
+    tensors: dict[str, Tensor] = vmap(one, randomness="different", chunk_size=chunk)(torch.arange(draws), dict(values))
+    return found[0], tensors
 
 
 def _one_by_one(

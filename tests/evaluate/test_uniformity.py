@@ -15,7 +15,7 @@ from bayesdl.errors import DataError
 from bayesdl.evaluate import uniformity
 from bayesdl.evaluate.uniformity import band, chi_square, envelope, smooth, symmetry
 
-DRAWS, RANKS, REPEATS = 99, 500, 300
+DRAWS, RANKS, REPEATS = 99, 500, 200
 TESTS = {"smooth": smooth, "envelope": envelope, "chi-square": chi_square, "symmetry": symmetry}
 Test = Callable[[Tensor, int], Tensor]
 
@@ -48,9 +48,9 @@ def test_a_planted_error_is_found(shift: float, width: float) -> None:
     planted = ranks(shift, width)
     power = {name: float((test(planted, DRAWS) < 0.05).double().mean()) for name, test in TESTS.items()}
     assert power["smooth"] > 0.92
-    # Bins, which know no order, see the least; to the ECDF a shift is as plain as to polynomials, a width is not.
-    assert min(power["smooth"], power["envelope"]) > power["chi-square"] + 0.1
-    assert power["envelope"] > 0.9 if shift else power["envelope"] < power["smooth"] - 0.2
+    # Bins know no order: they miss several times as many.
+    assert 1 - power["chi-square"] > 3 * (1 - power["smooth"])
+    assert power["envelope"] > power["chi-square"]
     if shift:
         assert power["symmetry"] > 0.9
     else:

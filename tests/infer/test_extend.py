@@ -17,6 +17,8 @@ from tests.cases import dataset, network
 SAMPLERS = {
     "NUTS": bdl.NUTS(chains=2, warmup=20, draws=12, max_depth=4, thin=2),
     "HMC": bdl.HMC(chains=2, warmup=60, draws=12, leapfrog_steps=3),
+    "SGLD": bdl.SGLD(chains=2, warmup=60, draws=12, thin=4, batch_size=7),
+    "SAGA": bdl.BAOAB(chains=2, warmup=60, draws=12, thin=3, batch_size=7, gradient="saga", step_size=0.01),
 }
 
 
@@ -55,6 +57,9 @@ def test_what_cannot_be_extended_says_so(tmp_path: Path) -> None:
     mode = bdl.MAP(steps=5).fit(model, data, progress=False)
     with pytest.raises(MethodError, match="cannot be extended"):
         bdl.extend(mode, 5)
+    cooling = bdl.SGLD(chains=2, warmup=5, draws=5, thin=2, step_size=schedules.Polynomial(0.01))
+    with pytest.raises(MethodError, match="cannot be extended under Polynomial"):
+        bdl.extend(cooling.fit(model, data, progress=False), 5)
     posterior = SAMPLERS["NUTS"].fit(model, data, progress=False)
     posterior.save(tmp_path / "run")
     with pytest.raises(MethodError, match="data="):
