@@ -12,6 +12,7 @@ import torch
 
 from bayesdl._rng import isolated
 from bayesdl.errors import BayesdlError
+from bayesdl.infer import record
 from bayesdl.infer.method import Method
 from bayesdl.posterior.predictive import predict
 from bayesdl.posterior.problem import Problem, prepare
@@ -181,8 +182,11 @@ def _forecast(method: Method, problem: Problem, start: torch.Tensor) -> Forecast
     for _ in range(TIMED):
         problem.density.value_and_grad(z, batch)
     each = (time.perf_counter() - began) / TIMED
-    megabytes = work.draws * problem.density.dim * z.element_size() / 2**20
-    return Forecast(None, each * 1e6, work.calls, each * work.calls, megabytes, work.note)
+    kept = work.draws * problem.density.dim * z.element_size()
+    notes = [work.note] if work.note else []
+    if method.streams and kept > record.memory():
+        notes.append("more than the memory here: use draws_to= or functions_at=")
+    return Forecast(None, each * 1e6, work.calls, each * work.calls, kept / 2**20, "; ".join(notes))
 
 
 def _words(support: str) -> str:

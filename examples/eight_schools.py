@@ -5,8 +5,8 @@
 Eight schools coached pupils for a test; each reports an effect ``y`` and its standard error ``sigma`` (Rubin, 1981).
 The schools' effects ``theta`` come from one population N(mu, tau^2), and two programs say so. The centred one draws
 ``theta`` itself. Where ``tau`` is small, ``theta`` must be close to ``mu``: a funnel, whose neck is narrower than any
-step size that is right for its mouth. The non-centred one draws ``z ~ N(0, 1)`` and sets ``theta = mu + tau z``: the same
-model, and no funnel.
+step size that is right for its mouth. The non-centred one draws ``z ~ N(0, 1)`` and sets ``theta = mu + tau z``: the
+same model, and no funnel.
 
 What to look for: the sampler notices. Transitions diverge, at the neck, and the verdict says where and what to write
 instead; the draws of the centred program stay out of the neck, so that its ``tau`` comes out too large, and more draws

@@ -136,14 +136,39 @@ def sgld_mnist(result: Result) -> None:
         assert result[label]["no digits"] > result["MAP"]["no digits"], label
 
 
+def funnel(result: Result) -> None:
+    centred, cured = result["centred"], result["non-centred"]
+    assert all(abs(errors) < 4 for errors in cured["errors"].values()), cured["errors"]
+    assert cured["rhat"] < 1.03
+    assert centred["divergences"] > 10 * max(1, cured["divergences"])
+    assert "divergences" in centred["trouble"]
+    assert centred["ebfmi"] < cured["ebfmi"]
+    assert 5 * centred["ess"] < cured["ess"]
+    assert centred["means"]["tau"] > cured["means"]["tau"] + 0.2
+
+
+def network_hmc(result: Result) -> None:
+    assert set(result["samplers"]) == {"HMC", "NUTS", "ChEES", "MCLMC"}
+    gaps = []
+    for label, row in result["samplers"].items():
+        assert row["rhat of functions"] < 1.2, label
+        assert row["rhat of functions"] < row["rhat of weights"], label
+        assert row["ess"] > 40
+        gaps.append(row["gap"])
+    assert min(gaps) > 3 * result["sd at the data"]
+    assert max(gaps) < 1.4 * min(gaps)
+
+
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "counts": counts,
     "demo": demo,
+    "eight_schools": funnel,
     "gap": gap,
     "hierarchical_regression": schools,
     "linear_regression": linear_regression,
     "mixture": mixture,
+    "network_hmc": network_hmc,
     "sgd_markov_chain": sgd,
     "sgld_mnist": sgld_mnist,
 }

@@ -46,7 +46,7 @@ class CrossValidation:
             DataError: other rows or other folds.
         """
         if not torch.equal(self.fold, other.fold):
-            raise DataError("Two cross-validations are compared on the same rows and folds: use the same data and seed.")
+            raise DataError("Cross-validations are compared on the same rows and folds: use the same data and seed.")
         each = self.log_density - other.log_density
         return float(each.sum()), math.sqrt(len(each)) * float(each.std())
 

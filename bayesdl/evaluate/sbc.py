@@ -187,7 +187,7 @@ def simulation_based_calibration(
     if unknown := sorted(known - set(truths)):
         raise ModelError(f"{unknown} have no prior to draw the truth from; simulation needs one for every latent.")
     arguments = {OBSERVED + site: values for site, values in simulated.items()}
-    datasets = [problem.batch | {name: values[k] for name, values in arguments.items()} for k in range(replicates)]
+    datasets = [{**problem.batch, **{name: rows[k] for name, rows in arguments.items()}} for k in range(replicates)]
     posteriors = method.fit_each(
         Simulated(problem.model, tuple(simulated)),
         datasets,
@@ -223,7 +223,7 @@ def _values(
     density: LogDensity, z: Tensor, rows: Mapping[str, Tensor], sites: set[str], quantities: Quantities | None
 ) -> tuple[tuple[str, ...], Tensor]:
     """Names and values ``[R, n, Q]`` of all quantities at ``z [R, n, D]``; every replicate has its own rows."""
-    replicates, count, dim = z.shape
+    count, dim = z.shape[1:]
     names: list[str] = []
     blocks = []
     for block in z.split(max(1, CELLS // (count * dim))):
@@ -257,8 +257,8 @@ def _thinned(draws: Tensor) -> tuple[Tensor, float]:
     count = min(MOST, chains * length, int(ess))
     if count < LEAST:
         raise DataError(
-            f"A tenth of the replicates have fewer than {count + 1} effective draws in their worst quantity; ranks need "
-            f"{LEAST}. Ask the method for more draws or a longer warmup."
+            f"A tenth of the replicates have fewer than {count + 1} effective draws in their worst quantity; ranks "
+            f"need {LEAST}. Ask the method for more draws or a longer warmup."
         )
     pooled = draws.transpose(1, 2).flatten(1, 2)
     chosen = torch.linspace(0, chains * length - 1, count, dtype=torch.float64).round().long()

@@ -54,7 +54,7 @@ def chi_square(ranks: Tensor, draws: int, bins: int | None = None) -> Tensor:
     values = _checked(ranks, draws)
     count = bins or max(2, min(20, draws + 1, int(len(values) / EXPECTED)))
     if not 2 <= count <= draws + 1:
-        raise DataError(f"{len(values)} ranks of {draws} draws cannot be tested in {count} bins: from 2 to {draws + 1}.")
+        raise DataError(f"Ranks among {draws} draws cannot be tested in {count} bins: from 2 to {draws + 1}.")
     cell = (values * count) // (draws + 1)
     seen = torch.stack([(cell == k).sum(0) for k in range(count)]).double()
     # Bins hold numbers of ranks that differ by one where L + 1 is no multiple of them.

@@ -42,6 +42,8 @@ class MarkovEngine(Engine):
         sampler: gives the kernel, its adaptation, and how many transitions there are.
         density: the target.
         begin: starting points ``[C, D]``, unconstrained.
+        scale: ``[G, D]``, standard deviations as far as the start knows them: the first metric of samplers that adapt
+            one.
         seed: seed of the streams; the method's name keeps those of different methods apart.
         restart: whether a start at which the density is not finite may be replaced.
         groups: G; the chains of a group, which stand side by side, share step size and metric.
@@ -56,6 +58,7 @@ class MarkovEngine(Engine):
     begin: Tensor
     seed: int
     restart: bool = True
+    scale: Tensor | None = None
     groups: int = 1
     rows: Mapping[str, Any] | None = None
     last: State | None = None
@@ -107,7 +110,11 @@ class MarkovEngine(Engine):
             **Metric.identity(self.groups, point.z).state(),
         }
         state |= self.sampler.start(state, self)
-        return state if self.adaptation is None else state | self.adaptation.init(state, self)
+        if self.adaptation is None:
+            return state
+        if self.scale is not None:
+            state = self.change_metric(state, Metric(self.scale))
+        return state | self.adaptation.init(state, self)
 
     def step(self, state: State) -> State:
         """One transition of every chain; adaptation in warm-up, a column of the record afterwards."""

@@ -9,6 +9,9 @@ the posterior there. Its evidence lower bound (ELBO) is estimated with K draws a
 the largest is where the approximation is best: past the tail, not yet in the mode's needle (Zhang, Carpenter, Gelman &
 Vehtari, 2022, algorithms 1, 3 and 4; the diagonal of Gilbert & Lemarechal, 1989).
 
+H's diagonal there, pooled over the chains, is the first metric of a sampler that adapts one: on badly scaled targets it
+saves most of the gradients of a warm-up, whose first transitions would else go with steps of the narrowest width.
+
 Every chain is a path of its own, from its own draw of the prior, and starts at one of the K draws of its own best
 iterate, chosen by their importance weights. The paths are not resampled together: in more than a few dimensions that
 would leave copies of one draw, and R-hat needs starts that know nothing of each other. The standard normals behind the
@@ -83,7 +86,7 @@ class InverseHessian(NamedTuple):
 
     def variances(self) -> Tensor:
         """The diagonal of H, ``[C, D]``."""
-        gain = self.factor @ self.factor.mT - torch.eye(self.factor.shape[1], dtype=self.factor.dtype)
+        gain = self.factor @ self.factor.mT - torch.eye(self.factor.shape[1]).to(self.factor)
         return self.diagonal * (1.0 + ((self.basis @ gain) * self.basis).sum(2))
 
     def _along(self, u: Tensor, factor: Tensor) -> Tensor:
@@ -138,10 +141,10 @@ class PathfinderEngine(Engine):
     """One evaluation of every chain a step: of a point on its line, or of a draw from its approximation.
 
     State, all with the chains first. The iterate: z ``[C, D]``, value ``[C]``, grad ``[C, D]``, direction ``[C, D]``
-    (H times the gradient), diagonal ``[C, D]``, steps and changes ``[C, J, D]``, stale and iterates ``[C]``. Its line:
+    (H times the gradient), diagonal and variances (of H) ``[C, D]``, steps and changes ``[C, J, D]``, stale and iterates ``[C]``. Its line:
     rate, low, high and tries ``[C]``. Its draws ``[C, K, D]`` with log densities log_q ``[C, K]``; elbo ``[C]`` so far,
-    chosen ``[C, D]`` and key ``[C]`` the draw picked so far. The path: phase ``[C]``, best_elbo ``[C]``, best
-    ``[C, D]``. The noise: normals ``[C, K, D]``, keys ``[C, K]``.
+    chosen ``[C, D]`` and key ``[C]`` the draw picked so far. The path: phase ``[C]``, best_elbo ``[C]``, best and
+    best_variances ``[C, D]``. The noise: normals ``[C, K, D]``, keys ``[C, K]``.
 
     Attributes:
         density: the target.
@@ -180,6 +183,7 @@ class PathfinderEngine(Engine):
             "grad": grad,
             "direction": diagonal * grad,
             "diagonal": diagonal.clone(),
+            "variances": diagonal.clone(),
             "steps": z.new_zeros(chains, HISTORY, dim),
             "changes": z.new_zeros(chains, HISTORY, dim),
             "stale": counts,
@@ -193,6 +197,7 @@ class PathfinderEngine(Engine):
             "phase": torch.where(_finite(value, grad), SEARCH, DONE),
             "best": z,
             "best_elbo": zeros - math.inf,
+            "best_variances": torch.full_like(z, math.nan),
             "normals": normals,
             "keys": -(-uniforms.log()).log(),
         }
@@ -224,6 +229,12 @@ class PathfinderEngine(Engine):
         """The starts ``[C, D]``; of a path without any finite ELBO the point that it reached."""
         found = state["best_elbo"].isfinite()[:, None]
         return torch.where(found, state["best"], state["z"]).to(self.begin.dtype)
+
+    def scale(self, state: State, groups: int) -> Tensor:
+        """Standard deviations ``[G, D]`` of the best approximations: medians over the chains of each group."""
+        dim = self.begin.shape[1]
+        deviations = state["best_variances"].sqrt().reshape(groups, -1, dim).nanmedian(1).values
+        return deviations.nan_to_num(nan=1.0).to(self.begin.dtype)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -257,6 +268,7 @@ class PathfinderEngine(Engine):
         return new | {
             "best_elbo": torch.where(better, new["elbo"], state["best_elbo"]),
             "best": torch.where(better[:, None], new["chosen"], state["best"]),
+            "best_variances": torch.where(better[:, None], state["variances"], state["best_variances"]),
             "stale": stale,
             "phase": torch.where(judged, after, state["phase"] + drawing.long()),
         }
@@ -306,6 +318,7 @@ class PathfinderEngine(Engine):
             "grad": grad,
             "direction": direction,
             "diagonal": diagonal,
+            "variances": found.variances(),
             "steps": steps,
             "changes": changes,
             "iterates": state["iterates"] + 1,

@@ -27,7 +27,7 @@ from bayesdl.posterior.problem import Problem
 from bayesdl.posterior.shards import InMemory, Shards, Store, Tensors, run_of, shard_file, shards_in, write_shard
 from bayesdl.posterior.streamed import StreamedPosterior
 
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**25
 """Size of a block of draws that goes to disk, or is turned into functions, at once."""
 FUNCTIONS = "functions/"
 
@@ -220,7 +220,7 @@ class Record:
             held = whole
         elif where is None:
             held += whole
-        if held > _memory():
+        if held > memory():
             raise MethodError(
                 f"{draws:,} draws take {_size(held)} of memory, more than there is. draws_to='folder' keeps one block "
                 "of them in memory; functions_at=x keeps predictions at x instead of the latents; thin= takes "
@@ -264,7 +264,7 @@ def _identity(problem: Problem, run: Run, begin: Tensor, draws: int) -> str:
     return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _memory() -> float:
+def memory() -> float:
     """Bytes of physical memory, or infinity where the system does not tell."""
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     if not all(name in getattr(os, "sysconf_names", {}) for name in names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method
 from bayesdl.infer.metric import SHAPES, Shape
 from bayesdl.infer.record import Record
-from bayesdl.infer.starts import start
+from bayesdl.infer.starts import start_and_scale
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem, same_shapes
@@ -90,21 +90,24 @@ class Sampler(Method):
         """Problems whose arguments have the same shapes run as groups of one batch of chains."""
         found: dict[int, DrawsPosterior] = {}
         for n, members in enumerate(_alike(problems)):
-            stage = run if n == 0 else run.stage(f"shapes {n}")
+            stage = run if n == 0 else replace(run.stage(f"shapes {n}"), init=run.init)
             found |= zip(members, self._sample([problems[k] for k in members], stage), strict=True)
         return [found[k] for k in range(len(problems))]
 
     def _sample(self, problems: list[Problem], run: Run) -> list[DrawsPosterior]:
         groups, first = len(problems), problems[0]
-        begin = start(first, run, self.chains * groups, default="prior").to(first.density.dtype)
+        rows = None if groups == 1 else _stacked(problems, self.chains)
+        begin, scale = start_and_scale(first, run, self.chains * groups, rows=rows, groups=groups)
+        begin = begin.to(first.density.dtype)
         engine = MarkovEngine(
             sampler=self,
             density=first.density,
             begin=begin,
+            scale=scale,
             seed=run.seed,
-            restart=run.init in (None, "prior"),
+            restart=run.init in (None, "prior", "pathfinder"),
             groups=groups,
-            rows=None if groups == 1 else _stacked(problems, self.chains),
+            rows=rows,
             ranks=run.ranks if groups == 1 else Ranks(),
             record=Record.of(first, run, begin, self.draws),
         )

@@ -1,4 +1,16 @@
-"""Where engines start: prior draws, a module's own initialisation, a mode, given values, or another posterior."""
+"""Where engines start: prior draws, a module's own initialisation, modes, paths, given values, or another posterior.
+
+- "prior": a draw for each chain.
+- "network": the initialisation that a module brings along; other sites from the prior.
+- "map": a **deep ensemble**, one member for each chain: each is trained from its own initialisation ("network") by 500
+  steps of Adam with a cosine learning rate. For networks: long enough to leave the flat and steep regions where random
+  weights lie, and members end in different modes. A hundred transitions of warm-up are then enough (Sommer et al.,
+  2024). Adam moves a coordinate by a dozen at most, so it is not for programs with coordinates of any scale, and the
+  mode of a hierarchical model may lie where its scale is 0.
+- "pathfinder": a draw for each chain from a Gaussian fitted on its way from a prior draw to a mode (pathfinder.py). For
+  statistical programs of any scale, hierarchical ones among them, and small networks; it also gives the first metric.
+- values of sites, or another posterior, a draw of which goes to each chain.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +36,21 @@ def start(
     chains: int,
     default: str = "prior",
     batch_size: int | None = None,
-    rows: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Starting points in unconstrained coordinates.
+    """Starting points in unconstrained coordinates, as ``start_and_scale`` gives them."""
+    return start_and_scale(problem, run, chains, default=default, batch_size=batch_size)[0]
+
+
+def start_and_scale(
+    problem: Problem,
+    run: Run,
+    chains: int,
+    default: str = "prior",
+    batch_size: int | None = None,
+    rows: Mapping[str, Any] | None = None,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor | None]:
+    """Starting points, and the scales of the coordinates where the start has learnt them.
 
     Args:
         problem: the model and its data.
@@ -34,27 +58,32 @@ def start(
         chains: how many starts.
         default: the choice when ``run.init`` is None.
         batch_size: rows in a mini-batch of the optimiser behind "map"; None takes all rows.
-        rows: batch of its own for every chain, ``[C, B, ...]`` by argument, for starts that look at the data.
+        rows: batch of its own for every chain, ``[C, B, ...]`` by argument, of chains of several data sets.
+        groups: G; chains of a data set stand side by side.
 
     Returns:
-        ``[chains, D]``.
+        ``[chains, D]``, and standard deviations ``[G, D]`` or None.
 
     Raises:
         MethodError: unknown choice, or values that do not fit the model's sites.
     """
     init = default if run.init is None else run.init
     if isinstance(init, Posterior):
-        return _from_values(problem, init.draws(chains, seed=derive_seed(run.seed, "init")), chains)
+        return _from_values(problem, init.draws(chains, seed=derive_seed(run.seed, "init")), chains), None
     if isinstance(init, Mapping):
-        return _from_values(problem, init, chains)
+        return _from_values(problem, init, chains), None
     if init == "prior":
-        return _from_prior(problem, run, chains)
+        return _from_prior(problem, run, chains), None
     if init == "network":
-        return _from_network(problem, run, chains)
+        return _from_network(problem, run, chains), None
     if init == "map":
-        return _from_mode(problem, run, chains, batch_size)
+        if rows is not None:
+            raise MethodError(
+                "init='map' trains on one data set, and these chains have several: use 'pathfinder' or 'prior'."
+            )
+        return _from_mode(problem, run, chains, batch_size), None
     if init == "pathfinder":
-        return _from_paths(problem, run, chains, rows)
+        return _from_paths(problem, run, chains, rows, groups)
     raise MethodError(f"init={init!r} is unknown: use {', '.join(STARTS)}, a dict of site values, or a posterior.")
 
 
@@ -62,11 +91,14 @@ def _from_prior(problem: Problem, run: Run, chains: int) -> Tensor:
     return torch.cat([problem.density.prior_draws(1, derive_seed(run.seed, "init", k)) for k in range(chains)])
 
 
-def _from_paths(problem: Problem, run: Run, chains: int, rows: Mapping[str, Any] | None) -> Tensor:
+def _from_paths(
+    problem: Problem, run: Run, chains: int, rows: Mapping[str, Any] | None, groups: int
+) -> tuple[Tensor, Tensor]:
     stage = run.stage("pathfinder")
     begin = _from_prior(problem, run, chains).to(problem.density.dtype)
     engine = PathfinderEngine(problem.density, begin, stage.seed, rows)
-    return engine.result(stage.drive(engine, problem.density))
+    state = stage.drive(engine, problem.density)
+    return engine.result(state), engine.scale(state, groups)
 
 
 def _from_network(problem: Problem, run: Run, chains: int) -> Tensor:

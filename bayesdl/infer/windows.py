@@ -70,17 +70,18 @@ def extend(shape: Shape, state: State, z: Tensor, gradient: Tensor | None, group
 def estimate(shape: Shape, state: State, dtype: torch.dtype) -> Metric:
     """The metric of the window's n draws: their covariance, regularised.
 
-    Diagonal and dense: ``n/(n+5) cov + 5/(n+5) 1e-3``, the latter on the diagonal.
+    Diagonal and dense: ``n/(n+5) (cov + 5e-3/n diag)``, where ``diag`` are the variances (1 where a coordinate never
+    moved): relative to them, so that it blurs no posterior that is far narrower than 1.
     """
     n = state["window.count"]
     if shape == "low_rank":
         return _low_rank(state["window.draws"][:, :n], state["window.gradients"][:, :n], dtype)
     covariance = state["window.squares"] / max(n - 1, 1) * (n / (n + 5.0))
-    floor = 1e-3 * 5.0 / (n + 5.0)
+    variance = covariance if shape == "diag" else covariance.diagonal(dim1=1, dim2=2)
+    floor = torch.where(variance > 0, variance * (5e-3 / n), 5e-3 / (n + 5.0))
     if shape == "diag":
-        return Metric((covariance + floor).sqrt().to(dtype))
-    covariance.diagonal(dim1=1, dim2=2).add_(floor)
-    factor = torch.linalg.cholesky(covariance).to(dtype)
+        return Metric((variance + floor).sqrt().to(dtype))
+    factor = torch.linalg.cholesky(covariance + torch.diag_embed(floor)).to(dtype)
     return Metric(factor.new_ones(factor.shape[:2]), factor)
 
 

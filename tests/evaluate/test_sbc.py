@@ -242,7 +242,9 @@ def test_nuts_at_500_replicates() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [bdl.MeanFieldVI(steps=300), bdl.GuideVI("AutoMultivariateNormal", steps=300)])
+@pytest.mark.parametrize(
+    "method", [bdl.MeanFieldVI(steps=300), bdl.GuideVI("AutoMultivariateNormal", steps=300, learning_rate=0.05)]
+)
 def test_variational_methods(method: Method) -> None:
     found = check(method, 40)
     assert found.draws == 99

@@ -79,7 +79,7 @@ def test_the_band_holds_the_ecdf_as_often_as_it_says() -> None:
 
 def test_the_band_and_its_p_value_agree() -> None:
     some = ranks(0.05)
-    points, low, high = band(RANKS, DRAWS)
+    _, low, high = band(RANKS, DRAWS)
     below = np.stack([np.bincount(column, minlength=DRAWS + 1).cumsum()[:-1] for column in some.numpy().T]) / RANKS
     inside = ((below >= low) & (below <= high)).all(1)
     assert (inside == (envelope(some, DRAWS).numpy() > 0.05)).mean() > 0.97

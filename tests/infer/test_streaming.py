@@ -147,7 +147,7 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     assert same(fit(METHODS["HMC"], draws_to=tmp_path), first)
     for change in ({"leapfrog_steps": 4}, {"draws": 13}):
         with pytest.raises(MethodError, match="already holds draws of another run"):
-            fit(replace(METHODS["HMC"], **change), draws_to=tmp_path)
+            fit(replace(METHODS["HMC"], **change), draws_to=tmp_path, callback=lambda _: pytest.fail("it ran"))
     with pytest.raises(MethodError, match="already holds draws of another run"):
         fit(METHODS["HMC"], draws_to=tmp_path, functions_at=dataset("regression").x)
     other = fit(METHODS["NUTS"], draws_to=tmp_path / "other")
@@ -161,7 +161,11 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["regression", "binary", "classes"])
 @pytest.mark.parametrize("to_folder", [False, True])
-def test_functions_are_those_of_the_draws(kind: str, to_folder: bool, tmp_path: Path) -> None:
+def test_functions_are_those_of_the_draws(
+    kind: str, to_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Blocks of at least 5 draws of at most 3 parameters a row, of which the last is not full.
+    monkeypatch.setattr(record, "BLOCK_BYTES", 5 * 32 * 2 * 3 * 8)
     data, method = dataset(kind), METHODS["HMC"]
     whole = method.fit(network(kind), data, seed=1, progress=False)
     to = {"draws_to": tmp_path / "run"} if to_folder else {}
@@ -228,7 +232,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("patch", "options", "words"),
     [
-        (("_memory", lambda: 1000.0), {}, "12 draws take 0.0 MB of memory.*draws_to"),
+        (("memory", lambda: 1000.0), {}, "12 draws take 0.0 MB of memory.*draws_to"),
         (("_free", lambda folder: 1000.0), {"draws_to": True}, "12 draws take 0.0 MB, more than is free"),
     ],
 )
@@ -250,3 +254,12 @@ def test_a_record_in_memory_holds_everything() -> None:
     assert state["draws"].shape == (3, 6, 4)
     assert state["statistics"].shape == (1, 3, 6)
     assert Record.without(state | {"z": begin}).keys() == {"z"}
+
+
+def test_the_forecast_tells_of_draws_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [METHODS["SGLD"], bdl.MeanFieldVI(steps=3)]
+    for memory, told in ((2.0**40, False), (100.0, True)):
+        monkeypatch.setattr(record, "memory", lambda memory=memory: memory)
+        found = bdl.describe(network("regression"), dataset("regression"), methods).forecasts
+        assert ("draws_to=" in found["SGLD"].note) == told
+        assert "draws_to=" not in found["MeanFieldVI"].note

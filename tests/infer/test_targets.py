@@ -44,7 +44,6 @@ class Known:
         laws: of the P scalars, as frozen distributions of scipy or anything with mean, std and ppf.
         data: arguments of the program.
         settings: of the sampler, where it needs others.
-        constrained: whether there is a Jacobian that could be dropped.
     """
 
     program: Callable[..., Any]
@@ -52,7 +51,6 @@ class Known:
     laws: tuple[Any, ...]
     data: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    constrained: bool = True
 
     def reference(self) -> Reference:
         rows = [[law.mean(), law.std(), *law.ppf(np.array(LEVELS))] for law in self.laws]
@@ -198,21 +196,18 @@ KNOWN: dict[str, Known] = {
         lambda sites: torch.cat([sites["v"][..., None], sites["x"] * (-sites["v"] / 2).exp()[..., None]], -1),
         (stats.norm(),) * 6,
         settings={"target_accept": 0.9, "chains": 8, "draws": 1000},
-        constrained=False,
     ),
     "banana": Known(
         banana,
         lambda sites: torch.stack([sites["first"], sites["second"] - sites["first"].square()], -1),
         (stats.norm(), stats.norm(0, 0.5)),
         settings={"target_accept": 0.99, "chains": 8, "draws": 2000},
-        constrained=False,
     ),
     "gaussian": Known(
         gaussian,
         lambda sites: sites["x"],
         tuple(stats.norm(0, scale) for scale in SCALES.tolist()),
         settings={"chains": 8, "warmup": 500, "draws": 500, "metric": "dense", "max_depth": 7},
-        constrained=False,
     ),
 }
 SLOW = {"banana", "funnel", "gaussian", "correlation"}
@@ -235,10 +230,11 @@ def test_a_sampler_finds_the_known_marginals(kind: str, name: str) -> None:
     assert not judgement.failures(), f"{judgement.failures()}\n{judgement}"
 
 
-@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.constrained and name not in SLOW])
+@pytest.mark.parametrize("name", ["normal-gamma", "simplex", "ordered"])
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_missing_jacobian_is_noticed(kind: str, name: str) -> None:
-    wrong = MUTATIONS["no Jacobian"](METHODS[kind](**KNOWN[name].settings))
+    # Some of these laws are no laws without it: their trajectories never turn, so they are kept short.
+    wrong = MUTATIONS["no Jacobian"](METHODS[kind](warmup=50, draws=100, max_depth=4))
     assert sampled(name, wrong).wrong
 
 

@@ -67,7 +67,7 @@ def test_prediction_and_summaries_do_not_read_everything(tmp_path: Path, monkeyp
     assert (found.sites, found.apart, found.divergences) == (known.sites, known.apart, known.divergences)
     # Of large sites only those entries are read that are compared.
     monkeypatch.setattr(diagnostics, "CELLS", 16)
-    assert [value.shape[2:] for _, value in kept.site_draws(1)][0] == (1,)
+    assert next(value.shape[2:] for _, value in kept.site_draws(1)) == (1,)
     assert kept.diagnostics().sites == whole.diagnostics().sites
 
 
