@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
 
-    warmup, draws = (300, 300) if options.quick else (1000, 1000)
+    warmup, draws = (150, 150) if options.quick else (1000, 1000)
     progress = False if options.quick else None
     result: dict[str, Any] = {}
     posteriors, found = {}, {}

@@ -107,7 +107,9 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     ),
     "MCLMC-fixed-step": (
         "MCLMC",
-        MethodCase({"chains": 3, "warmup": 5, "draws": 15, "step_size": 0.05, "length": 0.2, "integrator": "minimal_norm"}),
+        MethodCase(
+            {"chains": 3, "warmup": 5, "draws": 15, "step_size": 0.05, "length": 0.2, "integrator": "minimal_norm"}
+        ),
     ),
     "HMC-fixed-step": (
         "HMC",

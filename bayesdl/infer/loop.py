@@ -177,11 +177,12 @@ class Run:
         finally:
             bar.close(kept[0]["step"], status)
         state = kept[0]
-        if checkpoint and saved != state["step"]:
+        # A state without a step may come from a start that was itself cut off; the next run begins there anew.
+        if checkpoint and state["step"] and saved != state["step"]:
             checkpoint.save(state, fingerprint, keep=self.ranks.world > 1)
         if self.tally.interrupted:
             message = f"{engine.label} was interrupted at step {state['step']} of {engine.total}"
-            where = f"; {checkpoint.file} holds the state to resume from" if checkpoint else ""
+            where = f"; {checkpoint.file} holds the state to resume from" if checkpoint and state["step"] else ""
             warnings.warn(message + where + ".", InterruptedWarning, stacklevel=2)
         return state
 

@@ -170,8 +170,9 @@ class Method(ABC):
             seed: the result is a function of the seed; global random states are left as they were found.
             prior_rows: rows for the scaler and for learning the prior, kept apart from the rows of a later PAC-Bayes
                 bound: a fraction or the rows' identities.
-            init: where to start: "prior", "map", "network" (a module's own initialisation), a dict of site values,
-                or a posterior; None is the method's own choice.
+            init: where to start: "prior", "network" (a module's own initialisation), "map" (a mode for each chain: a
+                deep ensemble), "pathfinder" (a draw of a fitted Gaussian for each chain), a dict of site values, or a
+                posterior; None is the method's own choice.
             callback: called with the engine's state after each step; returns True to stop early.
             checkpoint: a path or a Checkpoint; a fit that finds one resumes from it.
             progress: whether to show a progress bar on stderr; None asks the terminal.
@@ -227,6 +228,7 @@ class Method(ABC):
         datasets: Sequence[Any],
         *,
         seed: int = 0,
+        init: Init = None,
         progress: bool | None = None,
         data_plate: str = "data",
         keep_stuck: bool = False,
@@ -241,6 +243,7 @@ class Method(ABC):
             model: as in ``fit``.
             datasets: each as in ``fit``.
             seed: the k-th result depends on the seed, on k, and (in rounding) on how many run together.
+            init: as in ``fit``; chains of several data sets that run as one batch cannot start at "map".
             progress: as in ``fit``.
             data_plate: as in ``fit``.
             keep_stuck: whether a data set in which chains accept nothing after warm-up is kept, with these chains in
@@ -259,7 +262,7 @@ class Method(ABC):
             for data in datasets:
                 like = problems[0].density if problems else None
                 problems.append(self._prepare(model, data, seed=seed, data_plate=data_plate, like=like))
-            run = Run(seed=seed, progress=progress, keep_stuck=keep_stuck)
+            run = Run(seed=seed, progress=progress, init=init, keep_stuck=keep_stuck)
             posteriors = self._fit_each(problems, run)
         for posterior in posteriors:
             self._sign(posterior, run, started)
@@ -389,7 +392,7 @@ class Method(ABC):
         found = []
         for k, problem in enumerate(problems):
             try:
-                found.append(self._fit(problem, run.stage(f"replicate {k}")))
+                found.append(self._fit(problem, replace(run.stage(f"replicate {k}"), init=run.init)))
             except Divergence as error:
                 raise Divergence(f"In data set {k}: {error}") from error
         return found

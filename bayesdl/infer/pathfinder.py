@@ -42,9 +42,9 @@ HISTORY = 6
 """J: steps that the inverse Hessian remembers."""
 DRAWS = 5
 """K: draws behind an estimate of the ELBO."""
-ITERATES = 300
+ITERATES = 1000
 """Iterates of a path at most."""
-PATIENCE = 30
+PATIENCE = 50
 """Iterates without a larger ELBO after which a path ends."""
 CONVERGED = 1e-8
 """A path ends where the next step would gain less log density than this."""
@@ -141,10 +141,10 @@ class PathfinderEngine(Engine):
     """One evaluation of every chain a step: of a point on its line, or of a draw from its approximation.
 
     State, all with the chains first. The iterate: z ``[C, D]``, value ``[C]``, grad ``[C, D]``, direction ``[C, D]``
-    (H times the gradient), diagonal and variances (of H) ``[C, D]``, steps and changes ``[C, J, D]``, stale and iterates ``[C]``. Its line:
-    rate, low, high and tries ``[C]``. Its draws ``[C, K, D]`` with log densities log_q ``[C, K]``; elbo ``[C]`` so far,
-    chosen ``[C, D]`` and key ``[C]`` the draw picked so far. The path: phase ``[C]``, best_elbo ``[C]``, best and
-    best_variances ``[C, D]``. The noise: normals ``[C, K, D]``, keys ``[C, K]``.
+    (H times the gradient), diagonal and variances (of H) ``[C, D]``, steps and changes ``[C, J, D]``, stale and
+    iterates ``[C]``. Its line: rate, low, high and tries ``[C]``. Its draws ``[C, K, D]`` with log densities log_q
+    ``[C, K]``; elbo ``[C]`` so far, chosen ``[C, D]`` and key ``[C]`` the draw picked so far. The path: phase ``[C]``,
+    best_elbo ``[C]``, best and best_variances ``[C, D]``. The noise: normals ``[C, K, D]``, keys ``[C, K]``.
 
     Attributes:
         density: the target.

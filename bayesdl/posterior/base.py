@@ -228,9 +228,7 @@ class Posterior(ABC):
         """Write what is saved in files of its own, beside the tensors: nothing, for most posteriors."""
 
     @classmethod
-    def open(
-        cls, folder: Path, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]
-    ) -> Posterior:
+    def open(cls, folder: Path, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> Posterior:
         """As ``restore``, for posteriors with files of their own in the folder."""
         return cls.restore(problem, tensors, info)
 

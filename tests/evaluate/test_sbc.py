@@ -131,11 +131,12 @@ def test_only_the_named_sites_and_the_callers_quantities_are_ranked() -> None:
 
 
 def test_the_log_likelihood_is_that_of_each_replicates_own_data() -> None:
-    # The truth's log likelihood is -chi^2 of 12 rows / 2, that of posterior draws lies near the maximum: with data of
-    # another replicate it would be lower by far, and all ranks at one end.
-    found = check(Exact(), 200)
-    middle = (found.ranks[:, 2].double() + 0.5).mean() / (found.draws + 1)
-    assert abs(float(middle) - 0.5) < 4 * (1 / 12 / 200) ** 0.5
+    # Draws at the maximum of the likelihood fit their own data better than the truth does, always; other data do not
+    # know the difference.
+    found = check(Exact(width=0.01, power=1e4), 60)
+    assert found.ranks[:, 2].tolist() == [0] * 60
+    assert 0 < float((found.ranks[:, 0] == 0).double().mean()) < 1
+    assert found._reason(2) == "the draws fit the data better than the truth does"
 
 
 def test_one_seed_one_result() -> None:
@@ -246,7 +247,7 @@ def test_nuts_at_500_replicates() -> None:
     "method", [bdl.MeanFieldVI(steps=300), bdl.GuideVI("AutoMultivariateNormal", steps=300, learning_rate=0.05)]
 )
 def test_variational_methods(method: Method) -> None:
-    found = check(method, 40)
+    found = check(method, 40, seed=2)
     assert found.draws == 99
     assert symmetry(found.ranks, found.draws)[:2].min() > 0.01
     assert found.rejected() == isinstance(method, bdl.MeanFieldVI)
