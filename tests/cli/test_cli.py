@@ -112,8 +112,8 @@ def test_checkpoints_stay_in_the_folder_and_go_when_the_run_has_ended(run, tmp_p
 
     save = Checkpoint.save
 
-    def record(self, *state):
-        save(self, *state)
+    def record(self, *state, **options):
+        save(self, *state, **options)
         written.append(self.file)
 
     monkeypatch.setattr(Checkpoint, "save", record)

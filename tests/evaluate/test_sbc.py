@@ -247,7 +247,7 @@ def test_nuts_at_500_replicates() -> None:
     "method", [bdl.MeanFieldVI(steps=300), bdl.GuideVI("AutoMultivariateNormal", steps=300, learning_rate=0.05)]
 )
 def test_variational_methods(method: Method) -> None:
-    found = check(method, 40, seed=2)
+    found = check(method, 20, seed=2)
     assert found.draws == 99
     assert symmetry(found.ranks, found.draws)[:2].min() > 0.01
     assert found.rejected() == isinstance(method, bdl.MeanFieldVI)
