@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bayesdl._rng import generator
 from bayesdl.infer import pathfinder
+from bayesdl.infer.inverse_hessian import inverse_hessian, next_diagonal
 from bayesdl.infer.loop import Run
-from bayesdl.infer.pathfinder import DRAWS, PathfinderEngine, inverse_hessian, next_diagonal
+from bayesdl.infer.pathfinder import DRAWS, PathfinderEngine
 from tests.infer.targets import CENTRE, COVARIANCE, Target, banana, correlated, funnel, normal
 
 DOUBLE = torch.float64
