@@ -48,6 +48,8 @@ REFUSED = {
     ("hierarchical", "GP"): "BayesianNetwork",
     ("mixture", "NNGP"): "BayesianNetwork",
     ("mixture", "GP"): "BayesianNetwork",
+    ("hierarchical", "EllipticalSlice"): "independent Gaussian",
+    ("mixture", "EllipticalSlice"): "independent Gaussian",
 }
 """What the structure of a program does not permit, and a word of the reason."""
 

@@ -62,7 +62,8 @@ def test_a_replicate_is_the_fit_of_its_data_set_alone() -> None:
 
 def test_datasets_keep_their_own_units() -> None:
     x = torch.linspace(-1.0, 1.0, 20, dtype=DOUBLE)[:, None]
-    data = [Dataset.from_arrays(x, factor * (1.0 + x[:, 0])) for factor in (1.0, 1000.0)]
+    y = 1.0 + x[:, 0] + 0.3 * torch.randn(20, dtype=DOUBLE, generator=generator(0, "y"))
+    data = [Dataset.from_arrays(x, factor * y) for factor in (1.0, 1000.0)]
     model = mlp(data[0], hidden=(3,))
     small, large = NUTS(chains=2, warmup=100, draws=50).fit_each(model, data, progress=False)
     torch.testing.assert_close(large.predict(x).mean / 1000.0, small.predict(x).mean, rtol=0.3, atol=0.2)
