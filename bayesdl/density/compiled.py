@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from bayesdl.density import rewrite
+from bayesdl.density.graph import VIEWS
 
 _aten = torch.ops.aten
 
@@ -30,6 +31,19 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 
+# The compiler writes these as conditions around the code of their input, once for every place that reads them.
+_PLACING = {
+    _aten.cat.default,
+    _aten.constant_pad_nd.default,
+    _aten.select_backward.default,
+    _aten.select_scatter.default,
+    _aten.slice_backward.default,
+    _aten.slice_scatter.default,
+}
+_MOST_COPIES = 64
+"""Copies of one piece of code in another at most: a recursion by doubling, say, would be written out 2^k times."""
+
+
 class CompilerFailure(Exception):
     """The graph could not be compiled here; the message says why. Never reaches the user: the replay runs instead."""
 
@@ -40,6 +54,9 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
     Raises:
         CompilerFailure: there is no compiler, or it refuses.
     """
+    copies = _copies(graph)
+    if copies > _MOST_COPIES:
+        raise CompilerFailure(f"its padded and shifted tensors would be written out {copies} times")
     _fast_tanh(graph)
     reason = ""
     for options in _OPTIONS:
@@ -55,6 +72,21 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
             else:
                 return compiled
     raise CompilerFailure(reason)
+
+
+def _copies(graph: fx.GraphModule) -> int:
+    """How often code that places a tensor in a larger one would be repeated inside the same kernel, at worst."""
+    found: dict[fx.Node, int] = {}
+    for node in rewrite.calls(graph):
+        sources: list[fx.Node] = []
+        fx.map_arg((node.args, node.kwargs), sources.append)
+        inner = sum(found.get(source, 0) for source in sources)
+        if node.target in _PLACING:
+            found[node] = inner + 1
+        elif torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in VIEWS:
+            found[node] = inner
+        # Whatever else there is (sums, matrix products) is kept in memory and read from there.
+    return max(found.values(), default=0)
 
 
 @contextmanager

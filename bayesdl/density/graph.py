@@ -18,7 +18,7 @@ Graph = Callable[..., tuple[Tensor, Tensor]]
 
 _aten = torch.ops.aten
 # Operations that cost nothing: they are repeated on every call rather than kept from the first one.
-_VIEWS = {
+VIEWS = {
     _aten.view.default, _aten.expand.default, _aten.transpose.int, _aten.permute.default, _aten.t.default,
     _aten.unsqueeze.default, _aten.squeeze.dim, _aten.select.int, _aten.slice.Tensor,
 }  # fmt: skip
@@ -95,7 +95,7 @@ def split_off_data(graph: fx.GraphModule) -> tuple[fx.GraphModule | None, fx.Gra
 
     def cross(node: fx.Node) -> None:
         """Note what the rest needs of an early node: its views are taken there, the tensor under them comes over."""
-        if node.op == "get_attr" or node.target in _VIEWS:
+        if node.op == "get_attr" or node.target in VIEWS:
             cheap.add(node)
             for source in node.all_input_nodes:
                 cross(source)
@@ -120,7 +120,7 @@ def operations(graph: fx.GraphModule) -> int:
 
 def elements(graph: fx.GraphModule) -> tuple[int, int]:
     """Numbers that a graph writes in all, and in its largest tensor; views write none."""
-    values = [node.meta.get("val") for node in rewrite.calls(graph) if node.target not in _VIEWS]
+    values = [node.meta.get("val") for node in rewrite.calls(graph) if node.target not in VIEWS]
     counts = [value.numel() for value in values if isinstance(value, Tensor)]
     return sum(counts), max(counts, default=0)
 

@@ -215,3 +215,18 @@ def test_what_depends_on_the_data_alone_is_computed_once() -> None:
     (found,) = density._evaluators.values()
     assert "lgamma.default" in found.function.before.code
     assert "lgamma.default" not in found.function.graph.code
+
+
+def test_a_recursion_by_doubling_is_not_written_out() -> None:
+    def program(y: Tensor) -> None:
+        factor = pyro.sample("factor", dist.Uniform(torch.zeros((), dtype=torch.float64), 1.0))
+        values, power, shift = y, factor, 1
+        while shift < len(y):
+            values = values + power * torch.nn.functional.pad(values[:-shift], (shift, 0))
+            power, shift = power * power, 2 * shift
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(values, 1.0), obs=y)
+
+    density = LogDensity(program, {"y": torch.linspace(0.0, 1.0, 300, dtype=torch.float64)})
+    assert density.expect(10**9, torch.zeros(2, 1, dtype=torch.float64)) == "replay"
+    assert "written out" in density.execution_note
