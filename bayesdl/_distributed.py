@@ -60,7 +60,8 @@ class Ranks:
         """The rows of all processes ``[count, ...]``, in the order of ``share``, from those of this one."""
         if self.world == 1:
             return mine
-        sizes = [count * (k + 1) // self.world - count * k // self.world for k in range(self.world)]
+        shares = [Ranks(rank, self.world).share(count) for rank in range(self.world)]
+        sizes = [share.stop - share.start for share in shares]
         padded = mine.new_zeros(max(sizes), *mine.shape[1:])
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in sizes]

@@ -24,6 +24,7 @@ from bayesdl.infer.mclmc import MCLMC, adjusted_transition, unadjusted_transitio
 from bayesdl.infer.mclmc_adaptation import add_to_batches, autocorrelation_time, empty_batches
 from bayesdl.infer.microcanonical import COEFFICIENTS, Integrator, isokinetic_step, kick, refresh, unit
 from bayesdl.posterior.convergence import rhat
+from tests.infer.line import line, line_errors, rows
 from tests.infer.targets import (
     CENTRE,
     Target,
@@ -333,30 +334,13 @@ def test_resume_from_any_step_is_bit_exact(adjusted: bool) -> None:
             assert torch.equal(other[name], whole[name]), (pause, name)
 
 
-def line(x: Tensor, y: Tensor | None = None) -> None:
-    w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.5).to_event(1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(w[0] + x[:, 0] * w[1], 0.5), obs=y)
-
-
-def rows() -> tuple[Tensor, Tensor]:
-    x = torch.linspace(0.0, 2.0, 12, dtype=torch.float64)[:, None]
-    return x, 0.7 - 1.1 * x[:, 0] + 0.5 * torch.randn(12, dtype=torch.float64, generator=generator(0, "y"))
-
-
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("adjusted", [True, False])
 def test_conjugate_regression(temperature: float, adjusted: bool) -> None:
-    x, y = rows()
     # without accept step the tolerance of the energy is tightened until the bias is below the Monte-Carlo error
     method = MCLMC(chains=16, warmup=60, draws=60, temperature=temperature, adjusted=adjusted, energy_variance=3e-5)
-    posterior: Any = method.fit(line, (x, y), seed=2, progress=False)
-    design = torch.cat([torch.ones_like(x), x], 1)
-    precision = design.T @ design / 0.25 + torch.eye(2) / 1.5**2
-    mean, covariance = torch.linalg.solve(precision, design.T @ y / 0.25), temperature * torch.linalg.inv(precision)
-    off = posterior.z - mean
-    errors = [standard_errors(off[..., i], 0.0) for i in range(2)]
-    errors += [standard_errors(off[..., i] * off[..., j], float(covariance[i, j])) for i, j in [(0, 0), (0, 1), (1, 1)]]
+    posterior: Any = method.fit(line, rows(), seed=2, progress=False)
+    errors = line_errors(posterior.z, temperature)
     assert max(map(abs, errors)) < 4.0, errors
     assert posterior.info["divergences"] == 0
     assert posterior.info["gradients"] > 16 * float(posterior.stats["leapfrogs"].max(0).values.sum())

@@ -26,7 +26,8 @@ from bayesdl.infer.nuts_tree import nuts_transition
 from bayesdl.infer.sgld import SGLD
 from bayesdl.models import mlp
 from bayesdl.posterior.convergence import rhat
-from tests.infer.targets import Target, banana, copied, correlated, funnel, moments, normal, run, standard_errors
+from tests.infer.line import line, line_errors, rows
+from tests.infer.targets import Target, banana, copied, correlated, funnel, moments, normal, run
 from tests.oracles.nuts_recursive import Recursive
 
 TARGETS = {"correlated": correlated, "funnel": funnel, "banana": banana}
@@ -200,28 +201,11 @@ def test_a_start_without_density_is_replaced_or_refused() -> None:
         engine(nowhere, method, begin=begin).init()
 
 
-def line(x: Tensor, y: Tensor | None = None) -> None:
-    w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.5).to_event(1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(w[0] + x[:, 0] * w[1], 0.5), obs=y)
-
-
-def rows() -> tuple[Tensor, Tensor]:
-    x = torch.linspace(0.0, 2.0, 12, dtype=torch.float64)[:, None]
-    return x, 0.7 - 1.1 * x[:, 0] + 0.5 * torch.randn(12, dtype=torch.float64, generator=generator(0, "y"))
-
-
 @pytest.mark.parametrize("method", [NUTS(chains=16, warmup=100, draws=100), HMC(chains=16, warmup=100, draws=100)])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_conjugate_regression_is_exact(method: NUTS | HMC, temperature: float) -> None:
-    x, y = rows()
-    posterior = replace(method, temperature=temperature).fit(line, (x, y), seed=2, progress=False)
-    design = torch.cat([torch.ones_like(x), x], 1)
-    precision = design.T @ design / 0.25 + torch.eye(2) / 1.5**2
-    mean, covariance = torch.linalg.solve(precision, design.T @ y / 0.25), temperature * torch.linalg.inv(precision)
-    off = posterior.z - mean  # type: ignore[attr-defined]  # fit is annotated with the base class
-    errors = [standard_errors(off[..., i], 0.0) for i in range(2)]
-    errors += [standard_errors(off[..., i] * off[..., j], float(covariance[i, j])) for i, j in [(0, 0), (0, 1), (1, 1)]]
+    posterior = replace(method, temperature=temperature).fit(line, rows(), seed=2, progress=False)
+    errors = line_errors(posterior.z, temperature)  # type: ignore[attr-defined]  # fit is annotated with the base class
     assert max(map(abs, errors)) < 4.0, errors
     assert posterior.info["divergences"] == 0
     leapfrogs = posterior.stats["leapfrogs"]  # type: ignore[attr-defined]  # as above
