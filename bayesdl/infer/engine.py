@@ -140,7 +140,7 @@ class MarkovEngine(Engine):
 
     def without_record(self, state: State) -> State:
         """What a later run of any number of processes needs to go on from here; its first draw is the next one."""
-        rest = {name: value for name, value in Record.without(state).items() if name != "gradients"}
+        rest = Record.without(state)
         rest |= {name: self.everyone(rest[name]) for name in POINT if name in rest}
         return rest | {"step": self.warmup + (state["step"] - self.warmup) % self.thin}
 

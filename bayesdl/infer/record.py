@@ -159,8 +159,8 @@ class Record:
 
     @staticmethod
     def without(state: State) -> State:
-        """The state without what belongs to the record."""
-        ours = ("draws", "statistics", "record.run")
+        """What a later run goes on from: the state without the record, and without the loop's count of gradients."""
+        ours = ("draws", "statistics", "record.run", "gradients")
         return {name: value for name, value in state.items() if name not in ours and not name.startswith(FUNCTIONS)}
 
     # -- inside --------------------------------------------------------------------------------------------------

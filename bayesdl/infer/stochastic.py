@@ -176,7 +176,7 @@ class StochasticSampler(Method):
         info = {"step_size": state["step_size"], "warmup": self.warmup, "thin": self.thin}
         info["execution"] = problem.density.execution
         posterior = engine.record.posterior(problem, state, drawn, record, info)
-        posterior.last = pack({name: value for name, value in Record.without(state).items() if name != "gradients"})
+        posterior.last = pack(Record.without(state))
         return posterior
 
 
