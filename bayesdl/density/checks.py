@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bayesdl import _rng
 from bayesdl.density import program, terms
+from bayesdl.density.blocks import tolerance
 from bayesdl.density.discovery import Discovery
-from bayesdl.density.evaluator import tolerance
 from bayesdl.density.program import Program
 from bayesdl.errors import BayesdlError, ModelError, NotFactorised, RandomDensity, RowCoupling
 

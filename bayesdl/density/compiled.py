@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bayesdl.density import rewrite
+from bayesdl.density import layout, rewrite
 from bayesdl.density.graph import VIEWS
 
 _aten = torch.ops.aten
@@ -58,6 +58,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
     if copies > _MOST_COPIES:
         raise CompilerFailure(f"its padded and shifted tensors would be written out {copies} times")
     _fast_tanh(graph)
+    layout.fill_registers(graph)
     reason = ""
     for options in _OPTIONS:
         # What the compiler thinks of its own internals is of no use to who fits a model.

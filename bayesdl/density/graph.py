@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.overrides import TorchFunctionMode
 
 from bayesdl.density import layout, rewrite
 from bayesdl.errors import BayesdlError, RandomDensity
@@ -56,7 +58,24 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], *, allow_rand
 
 
 def _trace(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    with _CheapForms():
+        return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+
+
+class _CheapForms(TorchFunctionMode):
+    """Formulas of torch in the form that has the fewest exponentials, its derivative's included."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Write the log probability of a Bernoulli: with one exponential and one logarithm instead of three."""
+        kwargs = kwargs or {}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        if function is binary_cross_entropy_with_logits and given == {"reduction": "none"} and len(args) == 2:
+            logits, value = args
+            if logits.shape == value.shape:
+                return -(value * logits + logsigmoid(-logits))
+        return function(*args, **kwargs)
 
 
 def _writes(graph: fx.GraphModule) -> bool:

@@ -9,6 +9,9 @@ from bayesdl.density.rewrite import Node, calls, eliminate_dead, insert, share_r
 
 _aten = torch.ops.aten
 
+REGISTER = 16
+"""Single-precision numbers in the widest vector registers."""
+
 
 def rows_last(graph: fx.GraphModule) -> None:
     """Keep the activations of batched layers with their rows as the last dimension in memory.
@@ -35,6 +38,23 @@ def rows_last(graph: fx.GraphModule) -> None:
         _sink_transposes(graph)
         share_repeated(graph)
         eliminate_dead(graph)
+
+
+def fill_registers(graph: fx.GraphModule) -> None:
+    """Compute a product whose rows do not fill vector registers, but whose columns do, by its transposition.
+
+    Matrix libraries run along the rows of what they write: ``[64, 569] @ [569, 30]`` takes 1.6 times as long as
+    ``([30, 569] @ [569, 64])^T``.
+    """
+    for node in calls(graph):
+        if node.target is _aten.mm.default:
+            rows, columns = value_of(node).shape
+            if rows % REGISTER == 0 and columns % REGISTER:
+                with graph.graph.inserting_before(node):
+                    flipped = [insert(graph, _aten.t.default, operand) for operand in reversed(node.args)]
+                    straight = insert(graph, _aten.t.default, insert(graph, _aten.mm.default, *flipped))
+                node.replace_all_uses_with(straight)
+                graph.graph.erase_node(node)
 
 
 def _has_many_rows(product: Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from bayesdl.density import checks, evaluator, program, sites, terms
+from bayesdl.density.blocks import Step
 from bayesdl.density.discovery import discover, untouched
 from bayesdl.density.evaluator import Evaluator, Execution, Wish
 from bayesdl.density.gaussian_part import GaussianPart
@@ -231,6 +232,7 @@ class LogDensity:
         target: Target = "posterior",
         per_chain: bool = False,
         execution: str | None = None,
+        fused: bool = False,
     ) -> str:
         """Announce ``calls`` evaluations like ``value_and_grad(z, batch, ...)``, and settle how they are done.
 
@@ -245,6 +247,8 @@ class LogDensity:
             target: as in ``value_and_grad``.
             per_chain: as in ``value_and_grad``.
             execution: the way to go whatever the forecast says; that of a run which is continued.
+            fused: they come from within steps that are given to ``fused``: these are compiled, each when it is first
+                used, and gradients asked for by themselves are replayed.
 
         Returns:
             ``execution``: the way that will be gone.
@@ -253,9 +257,56 @@ class LogDensity:
         own = frozenset(batch or ()) if per_chain else frozenset()
         asked = self._asked if execution is None else cast(Execution, execution)
         with torch.no_grad():
-            found, _ = self._evaluator(z, rows, factors, target, own, Wish(asked, calls))
+            found, _ = self._evaluator(z, rows, factors, target, own, Wish(asked, calls, fused))
         self.execution, self.execution_note, self._settled = found.way, found.note, True
         return self.execution
+
+    def fused(
+        self,
+        step: Step,
+        rows: Sequence[Tensor],
+        shared: Sequence[Tensor] = (),
+        batch: Batch | None = None,
+        *,
+        per_chain: bool = False,
+    ) -> Callable[..., Sequence[Tensor]]:
+        """A step of a sampler as a function of its rows alone, with the gradients inside compiled along.
+
+        Where ``expect(..., fused=True)`` found that compiling pays, everything that the step does becomes one piece of
+        machine code, made for these shapes; elsewhere it is ``step`` itself.
+
+        Args:
+            step: ``(*rows, *shared, value_and_grad) -> results``, a pure function whose chains do not look at each
+                other; equal steps share their machine code.
+            rows: examples of its tensors with one entry per chain ``[C, ...]``, positions ``[C, D]`` first.
+            shared: its tensors for all chains; fixed for the function that is returned.
+            batch: as in ``value_and_grad``; its tensors must not change while the function is used.
+            per_chain: as in ``value_and_grad``.
+
+        Returns:
+            ``(*rows) -> results``.
+        """
+
+        def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
+            return self.value_and_grad(z, batch, per_chain=per_chain)
+
+        z = rows[0]
+        tensors, factors = self._rows_and_factors(batch, per_chain)
+        own = frozenset(batch or ()) if per_chain else frozenset()
+        with torch.no_grad():
+            found, data = self._evaluator(z, tensors, factors, "posterior", own)
+            machine = found.fused(step, rows, shared, (factors, *data))
+            if machine is None:
+                self.execution, self.execution_note = found.way, found.note
+                return lambda *given: step(*given, *shared, value_and_grad)
+            call, gradients = machine.bind(shared, (factors, *data)), machine.gradients * len(z)
+
+        def counted(*given: Tensor) -> Sequence[Tensor]:
+            self.gradients += gradients
+            with torch.no_grad():
+                return call(*given)
+
+        return counted
 
     # -- inside ------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ def thin(graph: fx.GraphModule) -> None:
     _write_numbers(graph)
     _unslice_single(graph)
     _flip_products(graph)
+    _cancel_signs(graph)
     share_repeated(graph)
     _drop_no_ops(graph)
     eliminate_dead(graph)
@@ -135,6 +136,15 @@ def _number(graph: fx.GraphModule, node: Node) -> float | None:
         return None
     first = value.reshape(-1)[0]
     return float(first) if bool((value == first).all()) else None
+
+
+def _cancel_signs(graph: fx.GraphModule) -> None:
+    """Minus minus x is x."""
+    for node in calls(graph):
+        inner = node.args[0] if node.target is _aten.neg.default else None
+        if isinstance(inner, fx.Node) and inner.target is _aten.neg.default:
+            node.replace_all_uses_with(inner.args[0])
+            graph.graph.erase_node(node)
 
 
 def _flip_products(graph: fx.GraphModule) -> None:

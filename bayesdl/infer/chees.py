@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,8 +22,8 @@ from bayesdl.infer.metric import Metric
 from bayesdl.infer.sampler import TunedSampler
 from bayesdl.posterior.problem import Problem
 
-RATE, MEMORY = 0.05, 0.95
-"""Learning rate of the log length, and weight of the past in the gradient's second moment (no first one is kept)."""
+RATE, MEMORY = 0.05, 0.9
+"""Learning rate of the log length, and weight of the past in the magnitude that its slope is measured by."""
 
 PROBES = 64
 """Random directions along which two metrics are compared."""
@@ -34,8 +35,10 @@ def van_der_corput(count: int) -> float:
     return int(digits[::-1], 2) / 2.0 ** len(digits)
 
 
-def slope(start: Tensor, end: Tensor, momentum: Tensor, time: Tensor, accepted: Tensor, centre: Tensor) -> Tensor:
-    """Derivative of the ChEES criterion with respect to the log length, up to a factor, ``[G]``.
+def slope(
+    start: Tensor, end: Tensor, momentum: Tensor, time: Tensor, accepted: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Derivative of the ChEES criterion with respect to the log length, ``[G]``, and its magnitude.
 
     ChEES(t) = E[(|u'(t) - m|^2 - |u - m|^2)^2] / 4 is the expected squared change of the squared distance from the
     mean m; trajectories that run back to where they came from, or to the other side, have none. With ``du'/dt = p'``
@@ -50,11 +53,15 @@ def slope(start: Tensor, end: Tensor, momentum: Tensor, time: Tensor, accepted: 
         time: ``[G, K]`` t.
         accepted: ``[G, K]`` acceptance probabilities; a chain with 0 has no say, whatever its end.
         centre: ``[G, D]`` m.
+
+    Returns:
+        The mean over the chains of a group, and the mean of the absolute values.
     """
     before, after = start - centre[:, None], end - centre[:, None]
     change = after.square().sum(2) - before.square().sum(2)
     each = torch.where(accepted > 0.0, accepted * time * change * torch.linalg.vecdot(after, momentum), 0.0)
-    return each.sum(1) / accepted.sum(1).clamp(min=torch.finfo(each.dtype).tiny)
+    weight = accepted.sum(1).clamp(min=torch.finfo(each.dtype).tiny)
+    return each.sum(1) / weight, each.abs().sum(1) / weight
 
 
 def spread(old: Metric, new: Metric, groups: int) -> Tensor:
@@ -73,10 +80,10 @@ def spread(old: Metric, new: Metric, groups: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LengthAdaptation:
-    """Stochastic ascent of the ChEES criterion by Adam, one step a transition, beside the step size and the metric.
+    """Stochastic ascent of the ChEES criterion, one step a transition, beside the step size and the metric.
 
     Entries of the state: length ``[G]``, of the next transition; chees.log_length ``[G, 2]``, the present one and its
-    average since the metric was last changed; chees.adam ``[G, 2]``, second moment of the gradient and number of
+    average since the metric was last changed; chees.size ``[G, 2]``, magnitude of the slope and number of
     updates; chees.centre ``[G, D]``, running mean of the unconstrained positions, in which the latest third weighs
     most, so that few chains have a mean to measure distances from, too.
 
@@ -95,7 +102,7 @@ class LengthAdaptation:
         return added | {
             "length": length.clone(),
             "chees.log_length": length.log()[:, None].repeat(1, 2),
-            "chees.adam": torch.zeros(len(length), 2, dtype=torch.float64),
+            "chees.size": torch.zeros(len(length), 2, dtype=torch.float64),
             "chees.centre": self.positions(state, engine).mean(1),
         }
 
@@ -106,7 +113,7 @@ class LengthAdaptation:
         centre = centre + 2.0 / (done + 1.0) * (self.positions(state, engine).mean(1) - centre)
         state["chees.centre"] = centre
         log_length, average = state["chees.log_length"].unbind(1)
-        log_length = log_length + self.ascent(state, statistics, engine)
+        log_length, used = log_length + self.ascent(state, statistics, engine), state["step_size"]
         settled = self.warmup // 2
         if self.tuner is not None:
             before, plan = Metric.of(state), windows(self.warmup)
@@ -114,15 +121,23 @@ class LengthAdaptation:
             settled = max(settled, plan.stop)
             if done in plan.ends:
                 # Distances are measured in other units now, and so are times.
+                state["chees.size"] = torch.zeros_like(state["chees.size"])
                 log_length = log_length - spread(before, Metric.of(state), engine.groups).log()
-                state["chees.adam"] = torch.zeros_like(state["chees.adam"])
+        # No shorter than one step; dual averaging now and then tries a step that is far too long, which does not count.
+        step = torch.minimum(used, state["step_size"]).log()
+        log_length = log_length.clamp(step, step + math.log(MAX_LEAPFROGS))
         average = average + 2.0 / (max(done - settled, 1) + 1.0) * (log_length - average)
         state["chees.log_length"] = torch.stack([log_length, average], 1)
         state["length"] = (average if done == self.warmup else log_length).exp()
         return state
 
     def ascent(self, state: State, statistics: Statistics, engine: MarkovEngine) -> Tensor:
-        """Adam's change of the log length ``[G]``; the state's moments are renewed."""
+        """Change of the log length ``[G]``; the magnitude in the state is renewed.
+
+        The slope is measured by its mean magnitude, not by the root of its mean square as Adam does it: while chains
+        come in from far away, single ones have slopes that are larger by orders of magnitude, and the length would
+        wait for their squares to be forgotten.
+        """
 
         def gather(name: str) -> Tensor:
             rows = engine.everyone(torch.from_numpy(statistics[name])).double()
@@ -130,12 +145,12 @@ class LengthAdaptation:
 
         centre = Metric.of(state).to_u(state["chees.centre"].to(engine.begin)).double().cpu()
         ends = (gather("start"), gather("end"), gather("momentum"))
-        gradient = slope(*ends, gather("time"), gather("acceptance"), centre)
-        moment, count = state["chees.adam"].unbind(1)
-        moment, count = MEMORY * moment + (1.0 - MEMORY) * gradient.square(), count + 1.0
-        state["chees.adam"] = torch.stack([moment, count], 1)
-        size = (moment / (1.0 - MEMORY**count)).sqrt().clamp(min=torch.finfo(moment.dtype).tiny)
-        return RATE * gradient / size
+        gradient, magnitude = slope(*ends, gather("time"), gather("acceptance"), centre)
+        size, count = state["chees.size"].unbind(1)
+        size, count = MEMORY * size + (1.0 - MEMORY) * magnitude, count + 1.0
+        state["chees.size"] = torch.stack([size, count], 1)
+        size = (size / (1.0 - MEMORY**count)).clamp(min=torch.finfo(size.dtype).tiny)
+        return RATE * (gradient / size).clamp(-1.0, 1.0)
 
     def positions(self, state: State, engine: MarkovEngine) -> Tensor:
         """Unconstrained positions of all chains, ``[G, K, D]`` in float64."""

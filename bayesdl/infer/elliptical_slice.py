@@ -13,10 +13,11 @@ from torch import Tensor
 from bayesdl.density import LogDensity
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.engine import MarkovEngine
-from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column, evaluate
+from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column
 from bayesdl.infer.method import Work
 from bayesdl.infer.metric import Metric
 from bayesdl.infer.sampler import Sampler
+from bayesdl.infer.target import advance, value_at
 from bayesdl.posterior.problem import Problem
 
 MAX_SHRINKS = 200
@@ -53,7 +54,9 @@ def elliptical_slice_transition(
     low, high = angle - 2.0 * math.pi, angle
     for _ in range(MAX_SHRINKS):
         cos, sin = column(np.cos(angle), start.z), column(np.sin(angle), start.z)
-        proposal = evaluate(start.z * cos + direction * sin, value_and_grad)
+        moved = start.z * cos + direction * sin
+        (value,) = advance(value_at, value_and_grad, moved)
+        proposal = Point(moved, value.double().cpu(), start.grad)
         evaluations += waiting
         arrived = waiting & (log_likelihood(proposal) > level)
         point = choose(arrived, proposal, point)
@@ -85,8 +88,8 @@ class EllipticalSlice(Sampler):
 
     The posterior's ``stats``, each ``[C, S]``: evaluations (angles tried), log_density.
 
-    Cost: as many evaluations of all rows a transition as the slowest chain tries angles, usually 3 to 10. The compiled
-    evaluation comes with a gradient, which is not used.
+    Cost: as many evaluations of all rows a transition as the slowest chain tries angles, usually 3 to 10; where the
+    density is compiled, without its gradient.
 
     Args:
         chains: chains C.

@@ -15,10 +15,11 @@ from bayesdl._rng import derive_seed, generator
 from bayesdl.density import LogDensity
 from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
-from bayesdl.infer.kernel import Noise, Point, Tuning, ValueAndGrad, evaluate
+from bayesdl.infer.kernel import Noise, Point, Tuning, evaluate
 from bayesdl.infer.loop import Engine
 from bayesdl.infer.metric import Metric
 from bayesdl.infer.record import Record
+from bayesdl.infer.target import Target
 
 if TYPE_CHECKING:
     from bayesdl.infer.sampler import Sampler
@@ -88,7 +89,7 @@ class MarkovEngine(Engine):
             execution: the way to evaluate, of a run that goes on.
         """
         z, rows = self.begin[self.own], self.rows
-        self.density.expect(calls, z, rows, per_chain=rows is not None, execution=execution)
+        self.density.expect(calls, z, rows, per_chain=rows is not None, execution=execution, fused=True)
 
     def init(self) -> State:
         """The start, an empty record, fresh generators, and the first tuning; or where an earlier run ended."""
@@ -107,13 +108,13 @@ class MarkovEngine(Engine):
             **record,
             "normals": generator(self.seed, self.label, "normals", device=point.z.device),
             "uniforms": generator(self.seed, self.label, "uniforms"),
-            **Metric.identity(self.groups, point.z).state(),
+            **self._metric(point.z.new_ones(self.groups, point.z.shape[1])).state(),
         }
         state |= self.sampler.start(state, self)
         if self.adaptation is None:
             return state
         if self.scale is not None:
-            state = self.change_metric(state, Metric(self.scale))
+            state = self.change_metric(state, self._metric(self.scale))
         return state | self.adaptation.init(state, self)
 
     def step(self, state: State) -> State:
@@ -169,15 +170,9 @@ class MarkovEngine(Engine):
         """The streams of a transition."""
         return Noise(state["normals"], state["uniforms"], state["z"], self.chains, self.own)
 
-    def function(self, state: State) -> ValueAndGrad:
+    def function(self, state: State) -> Target:
         """The log density in the whitened coordinates of a state."""
-        metric = Metric.of(state)
-
-        def value_and_grad(u: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = self._value_and_grad(metric.to_z(u))
-            return value, metric.pull(gradient)
-
-        return value_and_grad
+        return Target(Metric.of(state), self.density, self.rows)
 
     def everyone(self, mine: Tensor) -> Tensor:
         """What all chains of all processes hold, ``[C, ...]``, from what those here do."""
@@ -191,14 +186,14 @@ class MarkovEngine(Engine):
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if self.rows is None:
-            return self.density.value_and_grad(z)
-        return self.density.value_and_grad(z, self.rows, per_chain=True)
+    def _metric(self, scale: Tensor) -> Metric:
+        """A diagonal metric in the shape of those that warm-up will find."""
+        return Metric.diagonal(scale, "diag" if self.adaptation is None else getattr(self.sampler, "metric", "diag"))
 
     def _finite_start(self) -> Point:
         """The start, with new prior draws, ever closer to 0, where the density is not finite."""
-        point = evaluate(self.begin[self.own], self._value_and_grad)
+        target = Target(Metric.diagonal(self.begin.new_ones(1, self.begin.shape[1])), self.density, self.rows)
+        point = evaluate(self.begin[self.own], target)
         for attempt in range(RETRIES + 1):
             mine = point.value.isfinite() & point.grad.isfinite().all(-1).cpu()
             good = self.everyone(mine.to(point.z.device)).cpu()
@@ -208,7 +203,7 @@ class MarkovEngine(Engine):
                 break
             fresh = self.density.prior_draws(len(good), derive_seed(self.seed, self.label, "restart", attempt))
             z = torch.where(mine.to(point.z.device)[:, None], point.z, fresh[self.own] * 0.5**attempt)
-            point = evaluate(z, self._value_and_grad)
+            point = evaluate(z, target)
         again = f", also after {RETRIES} other prior draws" if self.restart else ""
         raise Divergence(
             f"{self.label}: the log density or its gradient is not finite at the start of chains "

@@ -15,6 +15,7 @@ from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR, acceptance, kinetic, lea
 from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column
 from bayesdl.infer.method import ASSUMED_LEAPFROGS, Work
 from bayesdl.infer.sampler import TunedSampler
+from bayesdl.infer.target import advance
 from bayesdl.posterior.problem import Problem
 
 MAX_LEAPFROGS = 1024
@@ -36,7 +37,7 @@ def trajectory(
     z, p, grad, full = start.z, momentum, start.grad, column(step, start.z)
     for done in range(int(leapfrogs.max())):
         sizes = full if done < leapfrogs.min() else full * column(leapfrogs > done, full)
-        z, p, value, grad = leapfrog(z, p, grad, sizes, value_and_grad)
+        z, p, value, grad = advance(leapfrog, value_and_grad, z, p, grad, sizes)
     return Point(z, value, grad, p)
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR, acceptance
-from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column, evaluate
+from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column
 from bayesdl.infer.method import Work
 from bayesdl.infer.sampler import TunedSampler
+from bayesdl.infer.target import advance, gradient_at
 from bayesdl.posterior.problem import Problem
 
 
@@ -52,7 +53,8 @@ def mala_transition(
     """
     size = column(step, start.z)
     moved = torch.addcmul(start.z, size, noise + 0.5 * size * start.grad)
-    proposal = evaluate(moved, value_and_grad)
+    value, grad = advance(gradient_at, value_and_grad, moved)
+    proposal = Point(moved, value.double().cpu(), grad)
     there = log_proposal(moved, start, size)
     back = log_proposal(start.z, proposal, size)
     log_ratio = (proposal.value - start.value + back - there).numpy()

@@ -19,8 +19,9 @@ from bayesdl.infer.hmc import MAX_LEAPFROGS
 from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column
 from bayesdl.infer.mclmc_adaptation import MicrocanonicalAdaptation, UnadjustedAdaptation, first_length
 from bayesdl.infer.method import ASSUMED_LEAPFROGS, Work
-from bayesdl.infer.microcanonical import COEFFICIENTS, GRADIENTS, Integrator, isokinetic_step, refresh, unit
+from bayesdl.infer.microcanonical import COEFFICIENTS, GRADIENTS, Integrator, IsokineticStep, LangevinStep, unit
 from bayesdl.infer.sampler import TunedSampler
+from bayesdl.infer.target import advance
 from bayesdl.posterior.problem import Problem
 
 
@@ -50,11 +51,11 @@ def adjusted_transition(
         The new ``Point`` and, each ``[C]``: ``acceptance`` (the probability), ``energy_change`` (of the whole
         trajectory), ``divergent``, ``leapfrogs`` (gradients), ``log_density``.
     """
-    u, grad, full = start.z, start.grad, column(step, start.z)
+    u, grad, full, move = start.z, start.grad, column(step, start.z), IsokineticStep(integrator)
     work = torch.zeros_like(grad[:, 0])
     for done in range(int(steps.max())):
         sizes = full if done < steps.min() else full * column(steps > done, full)
-        u, direction, value, grad, more = isokinetic_step(u, direction, grad, sizes, value_and_grad, integrator)
+        u, direction, value, grad, more = advance(move, value_and_grad, u, direction, grad, sizes)
         work = work + more
     ends = torch.stack([work, value]).double().cpu().numpy()
     with np.errstate(invalid="ignore"):
@@ -74,10 +75,7 @@ def adjusted_transition(
 def unadjusted_transition(
     start: Point, tuning: Tuning, steps: Floats, noise: Noise, value_and_grad: ValueAndGrad, integrator: Integrator
 ) -> tuple[Point, Statistics]:
-    """Move every chain by some steps of microcanonical Langevin dynamics; nothing is accepted or refused.
-
-    After every step a part of the direction is forgotten. Only a step whose energy changes by more than
-    ``MAX_ENERGY_ERROR``, or is not finite, is undone: it is counted, and its chain goes on in a direction drawn anew.
+    """Move every chain by some steps of microcanonical Langevin dynamics (see ``LangevinStep``).
 
     Args:
         start: where the chains stand and where they are heading.
@@ -95,21 +93,14 @@ def unadjusted_transition(
     u, value, grad, direction = start.z, start.value.to(start.grad), start.grad, start.momentum
     if direction is None:
         raise AssertionError("the chains are heading nowhere")
-    full, length = column(tuning.step, u), column(tuning.length, u)
+    full, length, move = column(tuning.step, u), column(tuning.length, u), LangevinStep(integrator)
     squares, undone = torch.zeros_like(value), torch.zeros_like(value)
     for done in range(int(steps.max())):
         sizes = full if done < steps.min() else full * column(steps > done, full)
-        new_u, new_direction, new_value, new_grad, work = isokinetic_step(
-            u, direction, grad, sizes, value_and_grad, integrator
+        u, direction, value, grad, square, bad = advance(
+            move, value_and_grad, u, direction, value, grad, sizes, length, noise.normal()
         )
-        change = work - (new_value - value)
-        good = change.abs() <= MAX_ENERGY_ERROR
-        kept, normal = good[:, None], noise.normal()
-        squares = squares + torch.where(good, change, MAX_ENERGY_ERROR).square()
-        undone = undone + ~good
-        u, grad = torch.where(kept, new_u, u), torch.where(kept, new_grad, grad)
-        value = torch.where(good, new_value, value)
-        direction = torch.where(kept, refresh(new_direction, normal, sizes, length), unit(normal))
+        squares, undone = squares + square, undone + bad
     told = torch.stack([squares, undone, value]).double().cpu().numpy()
     return Point(u, torch.from_numpy(told[2]), grad, direction), {
         "acceptance": 1.0 - told[1] / steps,

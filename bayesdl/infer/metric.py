@@ -13,16 +13,19 @@ one (elliptical slice sampling about the prior's mean).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bayesdl.infer.checkpoint import State
+from bayesdl.infer.kernel import ValueAndGrad
 
 Shape = Literal["diag", "dense", "low_rank"]
 SHAPES: tuple[Shape, ...] = ("diag", "dense", "low_rank")
+RANK = 16
+"""Directions of a low-rank metric at most."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,14 @@ class Metric:
     centre: Tensor | None = None
 
     @classmethod
-    def identity(cls, groups: int, like: Tensor) -> Metric:
-        """A = 1 for every group of the chains ``like [C, D]``."""
-        return cls(like.new_ones(groups, like.shape[1]))
+    def diagonal(cls, scale: Tensor, shape: Shape = "diag") -> Metric:
+        """A = diag(s), ``scale [G, D]``, with the parts of any shape, so that a better one can take its place."""
+        groups, dim = scale.shape
+        if shape == "dense":
+            return cls(torch.ones_like(scale), torch.diag_embed(scale))
+        if shape == "low_rank":
+            return cls(scale, None, scale.new_zeros(groups, dim, RANK), scale.new_ones(groups, RANK))
+        return cls(scale)
 
     @classmethod
     def of(cls, state: State) -> Metric:
@@ -56,14 +64,21 @@ class Metric:
 
     def state(self) -> State:
         """The entries of an engine's state."""
-        parts = {
-            "factor": self.factor,
-            "directions": self.directions,
-            "stretch": self.stretch,
-            "centre": self.centre,
-        }
-        kept = {f"metric.{name}": part for name, part in parts.items() if part is not None}
-        return {"metric.scale": self.scale} | kept
+        return {f"metric.{name}": part for name, part in self.parts().items()}
+
+    def parts(self) -> dict[str, Tensor]:
+        """The attributes that are there, by name."""
+        found = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def around(self, value_and_grad: ValueAndGrad) -> ValueAndGrad:
+        """A log density of z as one of u, with its gradient with respect to u."""
+
+        def of_u(u: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = value_and_grad(self.to_z(u))
+            return value, self.pull(gradient)
+
+        return of_u
 
     def to_z(self, u: Tensor) -> Tensor:
         """``A u + centre`` of whitened positions ``[C, D]``."""
@@ -97,7 +112,7 @@ class Metric:
 
     def _rows(self, part: Tensor, like: Tensor) -> Tensor:
         """One row per group as one row per chain; a single group is broadcast."""
-        return part if len(part) == 1 else part.repeat_interleave(len(like) // len(part), 0)
+        return part if len(part) in (1, len(like)) else part.repeat_interleave(len(like) // len(part), 0)
 
     def _scaled(self, rows: Tensor) -> Tensor:
         return rows * self._rows(self.scale, rows)

@@ -17,11 +17,13 @@ determinant of a kick. So ``change = work - (change of log pi)`` is the error of
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR
 from bayesdl.infer.kernel import ValueAndGrad
 
 Integrator = Literal["minimal_norm", "leapfrog"]
@@ -65,38 +67,103 @@ def kick(direction: Tensor, grad: Tensor, time: Tensor) -> tuple[Tensor, Tensor]
     return turned, (dim - 1) * work[:, 0]
 
 
-def isokinetic_step(
-    u: Tensor, direction: Tensor, grad: Tensor, step: Tensor, value_and_grad: ValueAndGrad, integrator: Integrator
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class IsokineticStep:
     """One step of a symmetric splitting into kicks and drifts.
 
     "leapfrog" is kick 1/2, drift 1, kick 1/2; "minimal_norm" is kick b, drift 1/2, kick 1 - 2b, drift 1/2, kick b with
     b = 0.193 (McLachlan, 1995; Omelyan, Mryglod & Folk, 2003), whose error is about a tenth, for two gradients.
 
-    Args:
-        u: ``[C, D]`` positions.
-        direction: ``[C, D]`` unit vectors.
-        grad: ``[C, D]`` gradient at ``u``.
-        step: ``[C, 1]`` step sizes; 0 stands still.
-        value_and_grad: the log density of all chains.
+    Attributes:
         integrator: which splitting.
-
-    Returns:
-        ``(u, direction, value [C], grad, work [C])`` after the step. It is undone, up to rounding, by a step from
-        there in the opposite direction.
     """
-    outer, *inner = COEFFICIENTS[integrator]
-    speed = step * math.sqrt(u.shape[1])
-    direction, work = kick(direction, grad, outer * step)
-    for drift in inner:
-        u = torch.addcmul(u, speed, direction, value=drift)
-        _, grad = value_and_grad(u)
-        direction, more = kick(direction, grad, (1.0 - 2.0 * outer) * step)
-        work = work + more
-    u = torch.addcmul(u, speed, direction, value=inner[0] if inner else 1.0)
-    value, grad = value_and_grad(u)
-    direction, more = kick(direction, grad, outer * step)
-    return u, direction, value, grad, work + more
+
+    integrator: Integrator
+
+    def __call__(
+        self, u: Tensor, direction: Tensor, grad: Tensor, step: Tensor, value_and_grad: ValueAndGrad
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Take the step.
+
+        Args:
+            u: ``[C, D]`` positions.
+            direction: ``[C, D]`` unit vectors.
+            grad: ``[C, D]`` gradient at ``u``.
+            step: ``[C, 1]`` step sizes; 0 stands still.
+            value_and_grad: the log density of all chains.
+
+        Returns:
+            ``(u, direction, value [C], grad, work [C])`` after the step. It is undone, up to rounding, by a step from
+            there in the opposite direction.
+        """
+        outer, *inner = COEFFICIENTS[self.integrator]
+        speed = step * math.sqrt(u.shape[1])
+        direction, work = kick(direction, grad, outer * step)
+        for drift in inner:
+            u = torch.addcmul(u, speed, direction, value=drift)
+            _, grad = value_and_grad(u)
+            direction, more = kick(direction, grad, (1.0 - 2.0 * outer) * step)
+            work = work + more
+        u = torch.addcmul(u, speed, direction, value=inner[0] if inner else 1.0)
+        value, grad = value_and_grad(u)
+        direction, more = kick(direction, grad, outer * step)
+        return u, direction, value, grad, work + more
+
+
+@dataclass(frozen=True)
+class LangevinStep:
+    """An isokinetic step after which a part of the direction is forgotten.
+
+    Nothing is accepted or refused, but a step whose energy changes by more than ``MAX_ENERGY_ERROR``, or is not finite,
+    is undone, and its chain goes on in a direction drawn anew.
+
+    Attributes:
+        integrator: of the isokinetic step.
+    """
+
+    integrator: Integrator
+
+    def __call__(
+        self,
+        u: Tensor,
+        direction: Tensor,
+        value: Tensor,
+        grad: Tensor,
+        step: Tensor,
+        length: Tensor,
+        normal: Tensor,
+        value_and_grad: ValueAndGrad,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Take the step.
+
+        Args:
+            u: ``[C, D]`` positions.
+            direction: ``[C, D]`` unit vectors.
+            value: ``[C]`` log density at ``u``.
+            grad: ``[C, D]`` its gradient.
+            step: ``[C, 1]`` step sizes; a chain with 0 stays as it is.
+            length: ``[C, 1]`` time in which directions decohere.
+            normal: ``[C, D]`` standard normal draws.
+            value_and_grad: the log density of all chains.
+
+        Returns:
+            ``(u, direction, value, grad, square [C], undone [C])``: after the step, the squared change of the energy
+            in it, and 1 where it was undone.
+        """
+        new_u, turned, new_value, new_grad, work = IsokineticStep(self.integrator)(
+            u, direction, grad, step, value_and_grad
+        )
+        change = work - (new_value - value)
+        good = change.abs() <= MAX_ENERGY_ERROR
+        kept = good[:, None]
+        return (
+            torch.where(kept, new_u, u),
+            torch.where(kept, refresh(turned, normal, step, length), unit(normal)),
+            torch.where(good, new_value, value),
+            torch.where(kept, new_grad, grad),
+            torch.where(good, change, MAX_ENERGY_ERROR).square(),
+            (~good).to(value.dtype),
+        )
 
 
 def refresh(direction: Tensor, normal: Tensor, time: Tensor, length: Tensor) -> Tensor:

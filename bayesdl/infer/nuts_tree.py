@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bayesdl.infer.hamiltonian import MAX_ENERGY_ERROR, kinetic, leapfrog
 from bayesdl.infer.kernel import Floats, Point, Statistics, ValueAndGrad, column
+from bayesdl.infer.target import advance
 
 Bools = NDArray[np.bool_]
 
@@ -93,7 +94,7 @@ def nuts_transition(
 
         for leaf in range(1 << depth):
             before = p
-            z, p, value, grad = leapfrog(z, p, grad, step, value_and_grad)
+            z, p, value, grad = advance(leapfrog, value_and_grad, z, p, grad, step)
             ones = leaf.bit_count()
             if leaf % 2 == 0:
                 torch.stack((p, before, half), out=slots[ones + 1])

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesdl.density.blocks import Step
 from bayesdl.infer.adaptation import Adaptation, StepAndMetric, start_averaging
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.engine import MarkovEngine
 from bayesdl.infer.hamiltonian import acceptance
-from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column, evaluate
+from bayesdl.infer.kernel import Floats, Noise, Point, Statistics, Tuning, ValueAndGrad, choose, column
 from bayesdl.infer.method import Work
 from bayesdl.infer.sampler import TunedSampler
+from bayesdl.infer.target import advance, gradient_at, value_at
 from bayesdl.posterior.problem import Problem
 
 OPTIMUM = 2.38
@@ -24,7 +26,7 @@ OPTIMUM = 2.38
 
 
 def random_walk_transition(
-    start: Point, noise: Tensor, step: Floats, uniform: Floats, value_and_grad: ValueAndGrad
+    start: Point, noise: Tensor, step: Floats, uniform: Floats, value_and_grad: ValueAndGrad, look: Step = value_at
 ) -> tuple[Point, Statistics]:
     """Propose ``u' = u + step * noise`` and accept it with probability ``min(1, pi(u') / pi(u))``.
 
@@ -36,11 +38,14 @@ def random_walk_transition(
         step: ``[C]`` standard deviations of the proposal.
         uniform: ``[C]`` draws from U(0, 1), for the decision.
         value_and_grad: the log density; called once.
+        look: what is asked of it, ``value_at`` or ``gradient_at``; without a gradient, the ``Point`` keeps the old one.
 
     Returns:
         The new ``Point`` and, each ``[C]``: ``acceptance`` (the probability), ``log_density``.
     """
-    proposal = evaluate(torch.addcmul(start.z, column(step, start.z), noise), value_and_grad)
+    moved = torch.addcmul(start.z, column(step, start.z), noise)
+    value, *grad = advance(look, value_and_grad, moved)
+    proposal = Point(moved, value.double().cpu(), grad[0] if grad else start.grad)
     with np.errstate(invalid="ignore"):
         probability = acceptance((proposal.value - start.value).numpy())
     point = choose(uniform < probability, proposal, start)
@@ -78,8 +83,8 @@ class RandomWalk(TunedSampler):
 
     The posterior's ``stats``, each ``[C, S]``: acceptance, log_density, step_size.
 
-    Cost: one evaluation of all rows a transition. It is the compiled one, with a gradient that is used only for
-    ``metric="low_rank"``.
+    Cost: one evaluation of all rows a transition, without its gradient where the density is compiled (except for
+    ``metric="low_rank"``, whose estimate needs gradients).
 
     Args:
         chains: chains C.
@@ -112,4 +117,5 @@ class RandomWalk(TunedSampler):
         self, point: Point, tuning: Tuning, noise: Noise, value_and_grad: ValueAndGrad
     ) -> tuple[Point, Statistics]:
         """One proposal of every chain."""
-        return random_walk_transition(point, noise.normal(), tuning.step, noise.uniform(1)[0], value_and_grad)
+        look = gradient_at if self.metric == "low_rank" else value_at
+        return random_walk_transition(point, noise.normal(), tuning.step, noise.uniform(1)[0], value_and_grad, look)

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from bayesdl.infer.checkpoint import State
-from bayesdl.infer.metric import Metric, Shape
+from bayesdl.infer.metric import RANK, Metric, Shape
 
 KEPT = 400
 """Draws of a group that an estimate of a low-rank metric looks at; older ones are overwritten."""
-RANK = 16
-"""Directions of a low-rank metric at most."""
 PLAIN = 2.0
 """Directions whose variance is off by less than this factor, either way, are left to the diagonal."""
 RIDGE = 1e-5

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesdl.density import LogDensity, compiled, forecast
+from bayesdl.density import LogDensity, compiled, forecast, graph, layout
 from tests.density.programs import CASES
 
 
@@ -154,7 +154,7 @@ def test_nothing_is_compiled_unless_it_pays(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr("bayesdl.density.evaluator.compile_graph", refuse)
+    monkeypatch.setattr("bayesdl.density.blocks.compile_graph", refuse)
     density = _network()
     z = density.prior_draws(2)
     density.value_and_grad(z)
@@ -168,7 +168,7 @@ def test_nothing_is_compiled_unless_it_pays(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_expected_settles_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of other shapes, asked for in passing, are replayed and do not change what the run is said to do."""
-    monkeypatch.setattr("bayesdl.density.evaluator.compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr("bayesdl.density.blocks.compile_graph", lambda graph, inputs: graph)
     density = _network()
     assert density.expect(10**9, density.prior_draws(2)) == "compile"
     want = density.value_and_grad(density.prior_draws(1), target="joint")
@@ -186,7 +186,7 @@ def _wrong(graph: Any, inputs: Any) -> Any:
 
 @pytest.mark.parametrize(("target", "instead", "note"), [
     ("torch._inductor.compile", _broken, "RuntimeError: no C\\+\\+ compiler$"),
-    ("bayesdl.density.evaluator.compile_graph", _wrong, "value differs from the program's"),
+    ("bayesdl.density.blocks.compile_graph", _wrong, "value differs from the program's"),
 ])  # fmt: skip
 def test_a_compiler_that_fails_is_done_without(
     monkeypatch: pytest.MonkeyPatch, target: str, instead: Any, note: str
@@ -230,3 +230,33 @@ def test_a_recursion_by_doubling_is_not_written_out() -> None:
     density = LogDensity(program, {"y": torch.linspace(0.0, 1.0, 300, dtype=torch.float64)})
     assert density.expect(10**9, torch.zeros(2, 1, dtype=torch.float64)) == "replay"
     assert "written out" in density.execution_note
+
+
+def test_a_bernoulli_is_written_with_one_exponential() -> None:
+    def program(x: Tensor, y: Tensor | None = None) -> Tensor:
+        slope = pyro.sample("slope", dist.Normal(x.new_zeros(()), 100.0))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+
+    x = torch.linspace(-3.0, 3.0, 8, dtype=torch.float64)
+    data, z = {"x": x, "y": (x > 0.5).double()}, torch.tensor([[1e-3], [2.0], [-40.0], [300.0]], dtype=torch.float64)
+    density = LogDensity(program, data)
+    _close(density.value_and_grad(z), LogDensity(program, data, execution="handlers").value_and_grad(z))
+    (found,) = density._evaluators.values()
+    assert "log_sigmoid_forward" in found.function.graph.code
+    assert "exp" not in found.function.graph.code.replace("expand", "")
+
+
+def test_products_are_turned_so_that_rows_fill_registers() -> None:
+    def product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a @ b, b.T @ a.T
+
+    given = torch.randn(32, 7), torch.randn(7, 5)
+    recorded = graph.record(product, given)
+    want = recorded(*given)
+    layout.fill_registers(recorded)
+    recorded.recompile()
+    for a, b in zip(recorded(*given), want, strict=True):
+        torch.testing.assert_close(a, b)
+    assert "mm" in recorded.code
+    assert all(node.meta["val"].shape == (5, 32) for node in recorded.graph.nodes if "mm" in str(node.target))

@@ -33,6 +33,11 @@ class Target:
         self.gradients += len(z)
         return self.function(z)
 
+    def fused(
+        self, step: Any, rows: Any, shared: Any = (), batch: Any = None, *, per_chain: bool = False
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda *given: step(*given, *shared, self.value_and_grad)
+
     def prior_draws(self, n: int, seed: int = 0) -> Tensor:
         return self.spread * torch.randn(n, self.dim, dtype=self.dtype, generator=generator(seed, "prior"))
 

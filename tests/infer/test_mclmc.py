@@ -22,7 +22,7 @@ from bayesdl.infer.engine import MarkovEngine
 from bayesdl.infer.kernel import Noise, Point, Tuning, evaluate
 from bayesdl.infer.mclmc import MCLMC, adjusted_transition, unadjusted_transition
 from bayesdl.infer.mclmc_adaptation import add_to_batches, autocorrelation_time, empty_batches
-from bayesdl.infer.microcanonical import COEFFICIENTS, Integrator, isokinetic_step, kick, refresh, unit
+from bayesdl.infer.microcanonical import COEFFICIENTS, Integrator, IsokineticStep, kick, refresh, unit
 from bayesdl.posterior.convergence import rhat
 from tests.infer.line import line, line_errors, rows
 from tests.infer.targets import (
@@ -58,7 +58,7 @@ def path(
     value, grad = target.value_and_grad(z)
     size, work = torch.full((len(z), 1), step, dtype=z.dtype), torch.zeros(len(z), dtype=z.dtype)
     for _ in range(steps):
-        z, n, value, grad, more = isokinetic_step(z, n, grad, size, target.value_and_grad, integrator)
+        z, n, value, grad, more = IsokineticStep(integrator)(z, n, grad, size, target.value_and_grad)
         work = work + more
     return z, n, value, work
 

@@ -19,14 +19,23 @@ from bayesdl.posterior.problem import Problem
 Mutation = Callable[[Any], Any]
 
 
-class NoJacobian(LogDensity):
+class Changed(LogDensity):
+    """A density whose ``value_and_grad`` is another: nothing is compiled around the right one."""
+
+    def fused(
+        self, step: Any, rows: Any, shared: Any = (), batch: Any = None, **kwargs: Any
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda *given: step(*given, *shared, self.value_and_grad)
+
+
+class NoJacobian(Changed):
     """The density of the constrained values, taken for that of the unconstrained ones."""
 
     def value_and_grad(self, z: Tensor, batch: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return super().value_and_grad(z, batch, **(kwargs | {"target": "joint"}))
 
 
-class SteepGradient(LogDensity):
+class SteepGradient(Changed):
     """The right value and 1.05 times its gradient."""
 
     def value_and_grad(self, z: Tensor, batch: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -34,7 +43,7 @@ class SteepGradient(LogDensity):
         return value, 1.05 * gradient
 
 
-class Steep(LogDensity):
+class Steep(Changed):
     """1.05 times the log density, value and gradient alike."""
 
     def value_and_grad(self, z: Tensor, batch: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
