@@ -51,30 +51,35 @@ def in_jax(work: Work, chains: int, count: int) -> dict[str, Any]:
 
 
 def in_bayesdl(work: Work, chains: int, count: int) -> dict[str, Any]:
-    """``LogDensity.value_and_grad`` in a loop of Python."""
+    """The leapfrog step that the samplers take, in a loop of Python; beside it, the gradient alone."""
     import torch
     from torch_programs import PROGRAMS, data
 
     from bayesdl.density import LogDensity
+    from bayesdl.infer.hamiltonian import leapfrog
+    from bayesdl.infer.metric import Metric
+    from bayesdl.infer.target import Target
 
     torch.set_num_threads(1)
     flat = torch.as_tensor(work.flatten({name: value[:chains] for name, value in work.starts().items()}))
     momentum = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    step = torch.full((chains, 1), STEP_SIZE)
     watch = Watch()
-    density = LogDensity(PROGRAMS[work.name], data(work))
-    density.value_and_grad(flat)
-    span = watch.read()
+    density, alone = (LogDensity(PROGRAMS[work.name], data(work)) for _ in range(2))
+    density.expect(count * STEPS * 100, flat, fused=True)
+    target = Target(Metric.diagonal(torch.ones(1, flat.shape[1])), density, None)
 
     def loop() -> None:
         z, p, grad = flat, momentum, torch.zeros_like(flat)
         for _ in range(STEPS):
-            p = p + 0.5 * STEP_SIZE * grad
-            z = z + STEP_SIZE * p
-            _, grad = density.value_and_grad(z)
-            p = p + 0.5 * STEP_SIZE * grad
+            z, p, _, grad = target.advance(leapfrog, z, p, grad, step)
 
     loop()
-    return figures(blocks(loop, count), chains, span) | {"execution": density.execution}
+    span = watch.read()
+    alone.expect(count * STEPS * 100, flat)
+    bare = statistics.median(blocks(lambda: [alone.value_and_grad(flat) for _ in range(STEPS)], count)) / chains
+    found = figures(blocks(loop, count), chains, span)
+    return found | {"execution": density.execution, "us_per_bare_gradient": bare}
 
 
 def figures(times: list[float], chains: int, compiling: Span) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,36 +11,20 @@ from torch_programs import PROGRAMS, data
 from works import Work
 
 import bayesdl as bdl
-from bayesdl.density import LogDensity
 
 
 class Clock:
-    """Seconds of each transition, and the part of them spent in the density's gradient."""
+    """When each transition ended, and how many gradients had been computed by then."""
 
     def __init__(self) -> None:
         self.began = now()
         self.ends: list[Span] = []
         self.gradients: list[int] = []
-        self.inside: list[Span] = []
-        self.spent = Span(0.0, 0.0)
 
     def __call__(self, state: dict[str, Any]) -> None:
         """The callback of ``fit``."""
         self.ends.append(now())
         self.gradients.append(int(state["gradients"]))
-        self.inside.append(self.spent)
-
-    def watch(self, function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-        """``LogDensity.value_and_grad`` with its time added up; the watch costs less than a microsecond a call."""
-
-        def watched(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            began = now()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.spent += now() - began
-
-        return watched
 
 
 def run(work: Work, seed: int, method: str, warmup: int, **settings: Any) -> Outcome:
@@ -63,16 +46,10 @@ def run(work: Work, seed: int, method: str, warmup: int, **settings: Any) -> Out
     sampler = getattr(bdl, method)(warmup=warmup, **settings)
     chains = sampler.chains
     starts = {name: torch.from_numpy(value[:chains].copy()) for name, value in work.starts().items()}
-    original = LogDensity.value_and_grad
     clock = Clock()
-    LogDensity.value_and_grad = clock.watch(original)  # type: ignore[method-assign]
-    try:
-        fitted = sampler.fit(PROGRAMS[work.name], data(work), seed=seed, init=starts, callback=clock, progress=False)
-    finally:
-        LogDensity.value_and_grad = original  # type: ignore[method-assign]
+    fitted = sampler.fit(PROGRAMS[work.name], data(work), seed=seed, init=starts, callback=clock, progress=False)
     first = clock.ends[0] - clock.began
     sampling = clock.ends[-1] - clock.ends[warmup - 1]
-    inside = clock.inside[-1] - clock.inside[warmup - 1]
     computed = clock.gradients[-1] - clock.gradients[warmup - 1]
     leapfrogs = fitted.stats.get("leapfrogs")
     thin = sampler.thin
@@ -92,7 +69,6 @@ def run(work: Work, seed: int, method: str, warmup: int, **settings: Any) -> Out
             **{name: value for name, value in sampler.settings().items() if isinstance(value, int | float | str)},
             "step_size": float(fitted.stats["step_size"].mean()) if "step_size" in fitted.stats else None,
             "gradients_computed": computed,
-            "own_cost": (sampling.cpu - inside.cpu) / inside.cpu,
         },
         thin,
     )

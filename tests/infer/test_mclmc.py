@@ -314,7 +314,7 @@ def test_without_accept_step_a_chain_that_falls_off_goes_back() -> None:
         return torch.where(inside, -z, torch.nan).sum(1), torch.where(inside, -torch.ones_like(z), torch.nan)
 
     target = Target(lambda z: tuple(a + b for a, b in zip(walled(z), normal(ONES[:2]).function(z), strict=True)), 2)  # type: ignore[arg-type, return-value]
-    method = MCLMC(chains=8, warmup=5, draws=60, step_size=0.2, adjusted=False)
+    method = MCLMC(chains=8, warmup=5, draws=60, step_size=0.1, adjusted=False)
     begin = target.prior_draws(8).abs()
     state = run(MarkovEngine(sampler=method, density=target, begin=begin, seed=0))  # type: ignore[arg-type]
     assert state["draws"].isfinite().all()
