@@ -12,15 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from bayesdl.density import layout, rewrite
+from bayesdl.density.approximations import approximate
 from bayesdl.density.graph import VIEWS
 
 _aten = torch.ops.aten
-
-# tanh(x) = x P(x^2) / Q(x^2) on |x| <= 9.02, where tanh is 1 to float32's rounding; P, then Q, from the constant up.
-# A least-squares fit reweighted towards the smallest largest relative error, 2.1e-8 before rounding.
-_EDGE = 9.02
-_NUMERATOR = (0.999999979040067, 0.13379717825242193, 0.0034940344053237668, 2.05834786019433e-05, 1.33190684003981e-08)
-_DENOMINATOR = (1.0, 0.46713033071703963, 0.025871072645014048, 0.0003283092577589237, 7.762017951674771e-07)
 
 # One thread compiles: a pool of processes costs more than the two files that there are. The check that the processor's
 # vector instructions can be compiled takes six seconds; trying them, and then narrower ones, takes none. Shapes and
@@ -57,7 +52,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
     copies = _copies(graph)
     if copies > _MOST_COPIES:
         raise CompilerFailure(f"its padded and shifted tensors would be written out {copies} times")
-    _fast_tanh(graph)
+    approximate(graph)
     layout.fill_registers(graph)
     reason = ""
     for options in _OPTIONS:
@@ -100,35 +95,3 @@ def _fixed_order() -> Iterator[None]:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)
-
-
-def _fast_tanh(graph: fx.GraphModule) -> None:
-    """Replace tanh in float32 by a rational function that agrees to 4e-7, relatively.
-
-    The library's own costs half of a small network's gradient: 2.5 nanoseconds per number against 0.3.
-    """
-    for node in rewrite.calls(graph):
-        if node.target is not _aten.tanh.default:
-            continue
-        value = rewrite.value_of(node)
-        if value.dtype == torch.float32 and value.device.type == "cpu":
-            with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(_rational_tanh(graph.graph, node.args[0]))
-            graph.graph.erase_node(node)
-    graph.recompile()
-
-
-def _rational_tanh(graph: fx.Graph, x: Any) -> fx.Node:
-    def call(target: Any, *args: Any) -> fx.Node:
-        return graph.call_function(target, args)
-
-    def horner(coefficients: Sequence[float]) -> fx.Node:
-        total: Any = call(_aten.mul.Tensor, square, coefficients[-1])
-        for coefficient in coefficients[-2:0:-1]:
-            total = call(_aten.mul.Tensor, call(_aten.add.Tensor, total, coefficient), square)
-        return call(_aten.add.Tensor, total, coefficients[0])
-
-    x = call(_aten.clamp.default, x, -_EDGE, _EDGE)
-    square = call(_aten.mul.Tensor, x, x)
-    ratio = call(_aten.div.Tensor, call(_aten.mul.Tensor, x, horner(_NUMERATOR)), horner(_DENOMINATOR))
-    return call(_aten.clamp.default, ratio, -1.0, 1.0)

@@ -35,8 +35,9 @@ def trajectory(
         value_and_grad: the log density; called as often as the longest trajectory has steps.
     """
     z, p, grad, full = start.z, momentum, start.grad, column(step, start.z)
+    together = leapfrogs.min()
     for done in range(int(leapfrogs.max())):
-        sizes = full if done < leapfrogs.min() else full * column(leapfrogs > done, full)
+        sizes = full if done < together else full * column(leapfrogs > done, full)
         z, p, value, grad = advance(leapfrog, value_and_grad, z, p, grad, sizes)
     return Point(z, value, grad, p)
 

@@ -24,7 +24,6 @@ from bayesdl.infer.sampler import TunedSampler
 from bayesdl.infer.target import advance
 from bayesdl.posterior.problem import Problem
 
-
 DRAWN = 0.5
 """Part of the decoherence length between two draws without an accept step: nothing is refused, so a path may be looked
 at as often as is worth it. Twice per length is worth 10 to 30% in effective draws over once; more adds little."""
@@ -58,8 +57,9 @@ def adjusted_transition(
     """
     u, grad, full, move = start.z, start.grad, column(step, start.z), IsokineticStep(integrator)
     work = torch.zeros_like(grad[:, 0])
+    together = steps.min()
     for done in range(int(steps.max())):
-        sizes = full if done < steps.min() else full * column(steps > done, full)
+        sizes = full if done < together else full * column(steps > done, full)
         u, direction, value, grad, more = advance(move, value_and_grad, u, direction, grad, sizes)
         work = work + more
     ends = torch.stack([work, value]).double().cpu().numpy()
@@ -100,12 +100,12 @@ def unadjusted_transition(
         raise AssertionError("the chains are heading nowhere")
     full, length, move = column(tuning.step, u), column(tuning.length, u), LangevinStep(integrator)
     squares, undone = torch.zeros_like(value), torch.zeros_like(value)
+    together = steps.min()
     for done in range(int(steps.max())):
-        sizes = full if done < steps.min() else full * column(steps > done, full)
-        u, direction, value, grad, square, bad = advance(
-            move, value_and_grad, u, direction, value, grad, sizes, length, noise.normal()
+        sizes = full if done < together else full * column(steps > done, full)
+        u, direction, value, grad, squares, undone = advance(
+            move, value_and_grad, u, direction, value, grad, squares, undone, sizes, length, noise.normal()
         )
-        squares, undone = squares + square, undone + bad
     told = torch.stack([squares, undone, value]).double().cpu().numpy()
     return Point(u, torch.from_numpy(told[2]), grad, direction), {
         "acceptance": 1.0 - told[1] / steps,

@@ -129,6 +129,8 @@ class LangevinStep:
         direction: Tensor,
         value: Tensor,
         grad: Tensor,
+        squares: Tensor,
+        undone: Tensor,
         step: Tensor,
         length: Tensor,
         normal: Tensor,
@@ -141,14 +143,15 @@ class LangevinStep:
             direction: ``[C, D]`` unit vectors.
             value: ``[C]`` log density at ``u``.
             grad: ``[C, D]`` its gradient.
+            squares: ``[C]`` sum of the squared changes of the energy in the steps so far.
+            undone: ``[C]`` how many of them were undone.
             step: ``[C, 1]`` step sizes; a chain with 0 stays as it is.
             length: ``[C, 1]`` time in which directions decohere.
             normal: ``[C, D]`` standard normal draws.
             value_and_grad: the log density of all chains.
 
         Returns:
-            ``(u, direction, value, grad, square [C], undone [C])``: after the step, the squared change of the energy
-            in it, and 1 where it was undone.
+            ``(u, direction, value, grad, squares, undone)`` after the step.
         """
         new_u, turned, new_value, new_grad, work = IsokineticStep(self.integrator)(
             u, direction, grad, step, value_and_grad
@@ -161,8 +164,8 @@ class LangevinStep:
             torch.where(kept, refresh(turned, normal, step, length), unit(normal)),
             torch.where(good, new_value, value),
             torch.where(kept, new_grad, grad),
-            torch.where(good, change, MAX_ENERGY_ERROR).square(),
-            (~good).to(value.dtype),
+            squares + torch.where(good, change, MAX_ENERGY_ERROR).square(),
+            undone + (~good).to(undone),
         )
 
 

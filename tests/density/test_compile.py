@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesdl.density import LogDensity, compiled, forecast, graph, layout
+from bayesdl.density import LogDensity, approximations, forecast, graph, layout
 from tests.density.programs import CASES
 
 
@@ -118,7 +118,7 @@ def test_block_sizes() -> None:
 def test_rational_tanh() -> None:
     """To three units in the last place everywhere, 1 at the ends, NaN kept, and never beyond 1."""
     graph = torch.fx.Graph()
-    graph.output(compiled._rational_tanh(graph, graph.placeholder("x")))
+    graph.output(approximations.tanh(graph, graph.placeholder("x")))
     tanh = torch.fx.GraphModule(torch.nn.Module(), graph)
     x = torch.cat([torch.logspace(-30, 1.2, 200001), torch.linspace(0, 10, 200001)])
     want = torch.tanh(x.double())
@@ -128,6 +128,35 @@ def test_rational_tanh() -> None:
     assert float(got.max()) == 1.0
     assert tanh(torch.tensor([math.inf, -math.inf])).tolist() == [1.0, -1.0]
     assert tanh(torch.tensor([math.nan])).isnan().all()
+
+
+def test_rational_log_sigmoid() -> None:
+    """As near to the truth as float32 can be, with the right limits; and what its derivative reads."""
+    nodes = torch.fx.Graph()
+    nodes.output(approximations.log_sigmoid(nodes, nodes.placeholder("x")))
+    function = torch.fx.GraphModule(torch.nn.Module(), nodes)
+    x = torch.cat([torch.linspace(-100.0, 80.0, 200001), torch.logspace(-30, 1.9, 100001)])
+    value, t = function(x)
+    want = torch.nn.functional.logsigmoid(x.double())
+    assert float((value / want - 1).abs().max()) < 4e-7
+    torch.testing.assert_close(t, (-x.abs()).exp())
+    assert function(torch.tensor([math.inf, -math.inf]))[0].tolist() == [0.0, -math.inf]
+    assert function(torch.tensor([math.nan]))[0].isnan().all()
+
+
+def test_a_compiled_bernoulli_uses_it() -> None:
+    def program(x: Tensor, y: Tensor | None = None) -> Tensor:
+        slope = pyro.sample("slope", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Bernoulli(logits=x @ slope), obs=y)
+
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    data = {"x": x, "y": (x[:, 0] > 0.0).float()}
+    density = LogDensity(program, data, execution="compile")
+    z = 5.0 * density.prior_draws(16)
+    got = density.value_and_grad(z)
+    assert density.execution == "compile", density.execution_note
+    _close(got, LogDensity(program, data, execution="handlers").value_and_grad(z))
 
 
 # -- the choice ----------------------------------------------------------------------------------------------------

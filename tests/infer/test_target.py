@@ -96,7 +96,12 @@ def test_blocks_of_chains_are_put_together(graphs: list[fx.GraphModule], monkeyp
     z, direction, grad, step = start()
     found.expect(10**9, z, rows, per_chain=True, fused=True)
     value, normal = normals(CHAINS, seed=7), normals(CHAINS, 4, seed=8)
-    given = (z, direction / direction.norm(dim=1, keepdim=True), value, grad, step, torch.ones_like(step), normal)
+    heading, sums, length = (
+        direction / direction.norm(dim=1, keepdim=True),
+        torch.zeros_like(value),
+        torch.ones_like(step),
+    )
+    given = (z, heading, value, grad, sums, sums, step, length, normal)
     for integrator in ("leapfrog", "minimal_norm"):
         move = LangevinStep(integrator)
         got = advance(move, Target(metric("diag", CHAINS), found, rows), *given)
