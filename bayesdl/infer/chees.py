@@ -25,6 +25,11 @@ from bayesdl.posterior.problem import Problem
 RATE, MEMORY = 0.05, 0.9
 """Learning rate of the log length, and weight of the past in the magnitude that its slope is measured by."""
 
+WHITENED = 2.25
+"""Length from which the ascent goes on when the metric was estimated. In whitened coordinates the mean variance is 1 and
+the largest no smaller, so that the best length is at least that of a standard normal, 2.25. Where single chains have
+hardly begun to move in their modes, the ascent would take more of a warm-up than there is to get there."""
+
 PROBES = 64
 """Random directions along which two metrics are compared."""
 
@@ -123,6 +128,7 @@ class LengthAdaptation:
                 # Distances are measured in other units now, and so are times.
                 state["chees.size"] = torch.zeros_like(state["chees.size"])
                 log_length = log_length - spread(before, Metric.of(state), engine.groups).log()
+                log_length = log_length.clamp(min=math.log(WHITENED))
         # No shorter than one step; dual averaging now and then tries a step that is far too long, which does not count.
         step = torch.minimum(used, state["step_size"]).log()
         log_length = log_length.clamp(step, step + math.log(MAX_LEAPFROGS))

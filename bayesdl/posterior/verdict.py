@@ -212,10 +212,14 @@ def _notes(found: Diagnostics) -> Iterator[Finding]:
         site, mixing = max(found.sites.items(), key=lambda item: _order(item[1]))
         function = max(part.rhat for part in _function_space(found).values())
         if mixing.rhat > LIMIT >= function:
+            numbers = f"({site}: R-hat {mixing.rhat:.3g})"
             yield Finding(
                 "note",
-                f"Weights differ between chains ({site}: R-hat {mixing.rhat:.3g}) while the functions agree: chains in "
-                "equivalent modes. Predictions are not touched; means of single weights mean nothing.",
+                f"Weights differ between chains {numbers} while the functions agree: chains in equivalent modes. "
+                "Predictions are not touched; means of single weights mean nothing."
+                if _is_weight(site)
+                else f"Latents differ between chains {numbers} while the predictions agree: predict, but state nothing "
+                f"about {site} itself before its R-hat is below {LIMIT:g}; of labels that can change places it never is.",
             )
     else:
         yield Finding("note", "Predictions were not at hand, so the latents themselves were compared.")
@@ -271,8 +275,13 @@ def _layer(found: Diagnostics) -> str:
     if not _function_space(found) or not found.sites:
         return ""
     site, mixing = max(found.sites.items(), key=lambda item: _order(item[1]))
-    kind = "layer" if site.endswith((".weight", ".bias")) else "latent"
+    kind = "layer" if _is_weight(site) else "latent"
     return f", the worst {kind} is {site} (R-hat {mixing.rhat:.3g})"
+
+
+def _is_weight(site: str) -> bool:
+    """Whether a site is a parameter of a network's layer."""
+    return site.endswith((".weight", ".bias"))
 
 
 def _longer(found: Diagnostics, setting: str) -> str:

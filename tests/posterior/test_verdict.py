@@ -156,6 +156,15 @@ def test_nested_rhat_has_its_own_limit() -> None:
     assert "nested R-hat, for which 1.33 would be good" in str(apart).replace("\n  ", " ")
 
 
+def test_latents_that_differ_where_predictions_agree_are_named_for_what_they_are() -> None:
+    apart = Mixing(1.2, 500.0, 500.0)
+    weights = str(diagnostics(sites={"0.weight": apart}).verdict).replace("\n  ", " ")
+    assert "Weights differ between chains (0.weight: R-hat 1.2)" in weights
+    latents = str(diagnostics(sites={"tau": apart}).verdict).replace("\n  ", " ")
+    assert "equivalent modes" not in latents
+    assert "state nothing about tau itself before its R-hat is below 1.05" in latents
+
+
 # -- posteriors ------------------------------------------------------------------------------------------------------
 
 
