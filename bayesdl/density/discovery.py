@@ -213,7 +213,7 @@ def _refuse_markov(trace: Trace, discrete: tuple[str, ...]) -> None:
         if trace.nodes[name]["infer"].get("_markov_depth", 0) > 0:
             raise ModelError(
                 f"Discrete site {name!r} stands in pyro.markov, whose recycled dimensions are not summed out here. "
-                "Sum it out by hand (the forward algorithm, or pyro.distributions.DiscreteHMM)."
+                "Sum it out by hand, by the forward algorithm."
             )
 
 

@@ -168,8 +168,8 @@ def refuse_explosion(trace: Trace, discrete: list[str], plate: str) -> None:
     if count > MAX_ENUMERATED:
         raise ModelError(
             f"{len(outside)} discrete latent sites ({outside_names(discrete)}) have {count:,} joint values, more than "
-            f"the {MAX_ENUMERATED:,} that are summed over. Sum them out by hand in the program (for a hidden Markov "
-            "model: the forward algorithm, or pyro.distributions.DiscreteHMM)."
+            f"the {MAX_ENUMERATED:,} that are summed over. Sum them out by hand in the program, by the forward "
+            "algorithm for a hidden Markov model."
         )
 
 

@@ -18,7 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 METHODS: dict[str, Callable[..., Sampler]] = {
     "NUTS": lambda **settings: bdl.NUTS(**({"chains": 8, "warmup": 300, "metric": "dense", "max_depth": 6} | settings)),
-    "ChEES": lambda **settings: bdl.ChEES(**({"chains": 8, "warmup": 1000, "metric": "dense"} | settings)),
+    "ChEES": lambda **settings: bdl.ChEES(**({"chains": 8, "warmup": 400, "metric": "dense"} | settings)),
 }
 """Samplers with the settings that suit these posteriors; given ones come before them.
 
