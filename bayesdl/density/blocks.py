@@ -132,8 +132,13 @@ class FusedStep:
 
             return step(*own, value_and_grad)
 
+        # Machine code is made for one order in memory: that of contiguous tensors, here and in every later call.
         first = [row[: blocks.block].contiguous() for row in rows]
-        inputs = [*first, *shared, *(blocks.cut(bound, 0) if blocks.block < len(rows[0]) else bound)]
+        inputs = [
+            *first,
+            *(part.contiguous() for part in shared),
+            *(blocks.cut(bound, 0) if blocks.block < len(rows[0]) else bound),
+        ]
         recorded = graph.record(whole, inputs)
         self.gradients = 0
         want = whole(*inputs)
@@ -145,7 +150,8 @@ class FusedStep:
     def bind(self, shared: Sequence[Tensor], data: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         """The step as a function of its rows alone."""
         bound, over_blocks, call = self.blocks.bind(data), self.blocks.over_blocks, self.call
-        return lambda *rows: over_blocks(call, [row.contiguous() for row in rows], shared, bound)
+        parts = [part.contiguous() for part in shared]
+        return lambda *rows: over_blocks(call, [row.contiguous() for row in rows], parts, bound)
 
 
 def difference(got: Sequence[Tensor], want: Sequence[Tensor], names: Sequence[str] = ()) -> str:
