@@ -219,7 +219,8 @@ def _notes(found: Diagnostics) -> Iterator[Finding]:
                 "Predictions are not touched; means of single weights mean nothing."
                 if _is_weight(site)
                 else f"Latents differ between chains {numbers} while the predictions agree: predict, but state nothing "
-                f"about {site} itself before its R-hat is below {LIMIT:g}; of labels that can change places it never is.",
+                f"about {site} itself before its R-hat is below {LIMIT:g}; of labels that can change places it never "
+                "is.",
             )
     else:
         yield Finding("note", "Predictions were not at hand, so the latents themselves were compared.")
