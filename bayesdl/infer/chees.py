@@ -27,8 +27,8 @@ RATE, MEMORY = 0.05, 0.9
 
 WHITENED = 2.25
 """Length from which the ascent goes on when the metric was estimated. In whitened coordinates the mean variance is 1
-and the largest no smaller, so that the best length is at least that of a standard normal, 2.25. Where chains have hardly
-begun to move in their modes, the ascent would take more of a warm-up than there is to get there."""
+and the largest no smaller, so that the best length is at least that of a standard normal, 2.25. Where chains have
+hardly begun to move in their modes, the ascent would take more of a warm-up than there is to get there."""
 
 PROBES = 64
 """Random directions along which two metrics are compared."""
