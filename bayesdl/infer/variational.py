@@ -23,7 +23,9 @@ from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.infer.starts import start
 from bayesdl.infer.training import thinned
 from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.covariance import Diagonal
 from bayesdl.posterior.gaussian import GaussianPosterior
+from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
 
 FINAL_PARTICLES = 200  # draws behind the ELBO that the posterior reports
@@ -78,7 +80,7 @@ class MeanFieldVI(Method):
         if run.learn_prior:
             return self._fit_with_learnt_prior(problem, run)
         mean, sd, info = self.approximate(problem, run, lambda: self._start(problem, run))
-        return GaussianPosterior(problem, mean, sd, info)
+        return GaussianPosterior(problem, Normal(mean, Diagonal(sd)), info)
 
     def _fit_with_learnt_prior(self, problem: Problem, run: Run) -> Posterior:
         """The Bayesian update in two stages: q on rows A is the prior of the run on the other rows."""
@@ -105,7 +107,7 @@ class MeanFieldVI(Method):
         info["prior"] = {"rows": int(early.sum()), **prior_info}
         # The posterior has seen all rows; what it is compared with is the learnt prior.
         learnt = replace(problem, density=problem.density.with_gaussian_prior(prior_mean, prior_sd))
-        return GaussianPosterior(learnt, mean, sd, info)
+        return GaussianPosterior(learnt, Normal(mean, Diagonal(sd)), info)
 
     def _start(self, problem: Problem, run: Run) -> Tensor:
         """Mean at a mode, or as ``init`` says; small sd, so that the first gradients are those of training."""

@@ -20,6 +20,8 @@ from bayesdl.evaluate.uniformity import symmetry
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method
 from bayesdl.posterior import DrawsPosterior, GaussianPosterior, Posterior
+from bayesdl.posterior.covariance import Diagonal
+from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
 
 DOUBLE = torch.float64
@@ -55,7 +57,7 @@ class Exact(Method):
         covariance = torch.linalg.inv(precision)
         mean = self.power * covariance @ design.T @ y / NOISE**2 + self.shift * covariance.diagonal().sqrt()
         if self.mean_field:
-            return GaussianPosterior(problem, mean, precision.diagonal().rsqrt(), {})
+            return GaussianPosterior(problem, Normal(mean, Diagonal(precision.diagonal().rsqrt())), {})
         noise = torch.randn(1, 120, 2, dtype=DOUBLE, generator=generator(run.seed, "exact"))
         info = {"stuck": [0]} if self.stuck and float(y.mean()) > 1.0 else {}
         return DrawsPosterior(problem, mean + self.width * noise @ torch.linalg.cholesky(covariance).T, {}, info)

@@ -20,6 +20,8 @@ import bayesdl as bdl
 from bayesdl._rng import generator
 from bayesdl.errors import DataError, MethodError, MissingExtra, NotFactorised
 from bayesdl.posterior import DrawsPosterior, GaussianPosterior, prepare
+from bayesdl.posterior.covariance import Diagonal
+from bayesdl.posterior.normal import Normal
 from tests.cases import conjugate, dataset, network, untouched
 
 az = pytest.importorskip("arviz")
@@ -142,7 +144,9 @@ def test_leave_one_out_in_raw_units() -> None:
 def test_other_kinds_and_ensembles(recwarn: pytest.WarningsRecorder) -> None:
     case = conjugate()
     problem = prepare(case.program, case.data)
-    gaussian = GaussianPosterior(problem, case.mean(), case.precision().diag().rsqrt(), {"method": "test"})
+    gaussian = GaussianPosterior(
+        problem, Normal(case.mean(), Diagonal(case.precision().diag().rsqrt())), {"method": "test"}
+    )
     found = gaussian.to_arviz()
     assert found.posterior["w"].shape == (1, 1000, 3)
     assert "sample_stats" not in found.groups()

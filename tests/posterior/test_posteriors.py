@@ -18,6 +18,8 @@ from bayesdl.errors import DataError, MethodError, ModelRequired
 from bayesdl.posterior import DrawsPosterior, GaussianPosterior, prepare
 from bayesdl.posterior import summary as summaries
 from bayesdl.posterior.convergence import ess_bulk, ess_tail, rhat
+from bayesdl.posterior.covariance import Diagonal
+from bayesdl.posterior.normal import Normal
 from tests.cases import conjugate, dataset, network, untouched
 
 DOUBLE = torch.float64
@@ -45,7 +47,8 @@ def chains(c: int = 2, s: int = 6) -> DrawsPosterior:
 def gaussian() -> GaussianPosterior:
     problem = prepare(program, (X, Y))
     mean = torch.tensor([0.5, -1.0, 0.2, 0.3], dtype=DOUBLE)
-    return GaussianPosterior(problem, mean, torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=DOUBLE), {"method": "test"})
+    sd = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=DOUBLE)
+    return GaussianPosterior(problem, Normal(mean, Diagonal(sd)), {"method": "test"})
 
 
 # -- draws -----------------------------------------------------------------------------------------------------------
@@ -124,14 +127,15 @@ def test_divergence_from_the_prior() -> None:
     exact = conjugate()
     problem = prepare(exact.program, exact.data)
     mean, sd = torch.tensor([0.1, 0.2, -0.3], dtype=DOUBLE), torch.tensor([0.1, 0.3, 0.4], dtype=DOUBLE)
-    posterior = GaussianPosterior(problem, mean, sd, {})
+    posterior = GaussianPosterior(problem, Normal(mean, Diagonal(sd)), {})
     kl = posterior.kl()
     law, prior = dist.Normal(mean, sd), dist.Normal(torch.zeros(3, dtype=DOUBLE), exact.prior)
     assert kl == pytest.approx(float(torch.distributions.kl_divergence(law, prior).sum()), rel=1e-12)
     z = posterior.unconstrained_draws(50_000)
     sampled = law.log_prob(z).sum(1) - prior.log_prob(z).sum(1)
     assert abs(float(sampled.mean()) - kl) < 4 * float(sampled.std()) / math.sqrt(50_000)
-    at_prior = GaussianPosterior(problem, torch.zeros(3, dtype=DOUBLE), torch.full((3,), exact.prior, dtype=DOUBLE), {})
+    same = Normal(torch.zeros(3, dtype=DOUBLE), Diagonal(torch.full((3,), exact.prior, dtype=DOUBLE)))
+    at_prior = GaussianPosterior(problem, same, {})
     assert at_prior.kl() == pytest.approx(0.0, abs=1e-12)
     assert gaussian().kl() is None, "HalfNormal and Dirichlet are no Gaussians"
     assert chains().kl() is None
@@ -149,7 +153,7 @@ def test_likelihoods_agree_by_every_road(kind: str, make: str) -> None:
     posterior: Any = (
         DrawsPosterior(problem, z.reshape(2, 20, -1), {}, {"method": "test"})
         if make == "draws"
-        else GaussianPosterior(problem, z.mean(0), 0.1 * z.std(0), {"method": "test"})
+        else GaussianPosterior(problem, Normal(z.mean(0), Diagonal(0.1 * z.std(0))), {"method": "test"})
     )
     rows = posterior.log_likelihood(data.x, data.y, max_draws=30)
     prediction = posterior.predict(data.x, max_draws=30)
@@ -235,7 +239,7 @@ def test_diagnostics_need_chains() -> None:
 
 def test_text_of_posteriors() -> None:
     assert repr(chains()) == "DrawsPosterior(test, 2 chains x 6 draws, 4 coordinates)"
-    assert repr(gaussian()) == "GaussianPosterior(test, 4 coordinates)"
+    assert repr(gaussian()) == "GaussianPosterior(test, 4 coordinates, Diagonal)"
 
 
 def test_nothing_global_changes() -> None:

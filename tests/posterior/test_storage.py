@@ -21,6 +21,8 @@ from bayesdl._files import stamp as stamp_of
 from bayesdl._rng import generator
 from bayesdl.errors import BayesdlError, DataError, FileError, ModelMismatch, ModelRequired
 from bayesdl.posterior import DrawsPosterior, GaussianPosterior, prepare, storage
+from bayesdl.posterior.covariance import Blocks, Dense, Diagonal, LowRank
+from bayesdl.posterior.normal import Normal
 from tests.cases import dataset, network, untouched
 
 DOUBLE = torch.float64
@@ -62,9 +64,8 @@ def chains(model: Any = program, data: Any = (X, Y), c: int = 2, s: int = 5) -> 
 def gaussian(model: Any = program, data: Any = (X, Y)) -> GaussianPosterior:
     problem = prepare(model, data)
     dim = problem.density.dim
-    return GaussianPosterior(
-        problem, torch.linspace(-0.5, 0.5, dim, dtype=DOUBLE), torch.full((dim,), 0.1, dtype=DOUBLE), {"method": "test"}
-    )
+    law = Normal(torch.linspace(-0.5, 0.5, dim, dtype=DOUBLE), Diagonal(torch.full((dim,), 0.1, dtype=DOUBLE)))
+    return GaussianPosterior(problem, law, {"method": "test"})
 
 
 def fits(kind: str) -> tuple[Any, Any]:
@@ -500,3 +501,22 @@ def test_what_no_file_can_hold_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"info\['odd'\] is of type object"):
         posterior.save(tmp_path / "posterior")
     assert not (tmp_path / "posterior").exists()
+
+
+@pytest.mark.parametrize("structure", ["low rank", "dense", "blocks"])
+def test_every_covariance_comes_back(structure: str, tmp_path: Path) -> None:
+    problem = prepare(program, (X, Y))
+    dim = problem.density.dim
+    sd = torch.linspace(0.1, 0.3, dim, dtype=DOUBLE)
+    factor = torch.randn(dim, 2, dtype=DOUBLE, generator=generator(2, "factor"))
+    covariances = {
+        "low rank": LowRank(sd, factor),
+        "dense": Dense.of(sd.square().diag() + factor @ factor.mT),
+        "blocks": Blocks((LowRank(sd[:2], factor[:2]), Diagonal(sd[2:]))),
+    }
+    law = Normal(torch.zeros(dim, dtype=DOUBLE), covariances[structure])
+    posterior = GaussianPosterior(problem, law, {"method": "test"})
+    posterior.save(tmp_path / "saved")
+    again = bdl.load(tmp_path / "saved", program)
+    assert repr(again) == repr(posterior)
+    assert torch.equal(again.unconstrained_draws(5, 1), posterior.unconstrained_draws(5, 1))
