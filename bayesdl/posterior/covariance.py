@@ -243,7 +243,7 @@ class Dense(Covariance):
         root, failed = torch.linalg.cholesky_ex(0.5 * (matrix + matrix.mT))
         if failed:
             raise MethodError("The covariance is not positive definite.")
-        return cls(root)
+        return cls(root.contiguous())  # so that one read from a file multiplies in the same order
 
     @property
     def dim(self) -> int:
