@@ -13,6 +13,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gp_pois_regr-gp_pois_regr": {"target_accept": 0.95},
     # The prior is 10,000 times wider than the posterior: chains need long to come in.
     "sblrc-blr": {"warmup": 600},
+    "diamonds-diamonds": {"warmup": 600},
 }
 """Where a posterior needs other settings."""
 
