@@ -4,9 +4,9 @@
 
 One hidden layer of 50 tanh units, float32, inputs and target standardised on the training rows; weights
 N(0, 4/fan_in), biases N(0, 1), noise LogNormal(-1.2, 1) in units of the target's standard deviation, the same for all
-sets (the 4 is the best of {1, 4, 16} on the first split of concrete). Chains start from
-the members of a deep ensemble (one MAP run each from its own initialisation). Log likelihoods are per test row, of the
-posterior mixture, in the target's raw units; seconds are processor time. Every finished split is a line of ``uci.jsonl``; a second run goes on
+sets (the 4 is the best of {1, 4, 16} on the first split of concrete). Chains start from the members of a deep ensemble
+(one MAP run each from its own initialisation). Log likelihoods are per test row, of the posterior mixture, in the
+target's raw units; seconds are processor time. Every finished split is a line of ``uci.jsonl``; a second run goes on
 where the first stopped, and ``--table`` prints what is in.
 """
 

@@ -80,8 +80,8 @@ CATALOGUE: dict[str, Entry] = {
         logistic={**RATE["logistic"], "warmup": 300, "draws": 400},
     ),
     "bayesdl MCLMC x64": _ours(
-        "MCLMC", "mclmc", {"chains": 64, "adjusted": False}, network={"warmup": 300, "draws": 200},
-        logistic={"warmup": 300, "draws": 400},
+        "MCLMC", "mclmc", {"chains": 64, "adjusted": False, "integrator": "minimal_norm"},
+        network={"warmup": 300, "draws": 200}, logistic={"warmup": 300, "draws": 400},
     ),
     "bayesdl MCLMC x64 adjusted": _ours(
         "MCLMC", "mclmc", {"chains": 64, "adjusted": True}, network={"warmup": 300, "draws": 100},
