@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -70,13 +71,21 @@ class Judgement:
 
     def failures(self) -> list[str]:
         """What is not as it should be; empty for the right posterior, well sampled."""
-        found = [f"off by more than {STANDARD_ERRORS} standard errors, {self.worst}"] if self.wrong else []
+        found = [f"off by more than {self.allowed:.1f} standard errors, {self.worst}"] if self.wrong else []
         return found + self.unmixed()
 
     @property
     def wrong(self) -> bool:
         """Whether some statistic is too far from the reference."""
-        return not self.largest < STANDARD_ERRORS
+        return not self.largest < self.allowed
+
+    @property
+    def allowed(self) -> float:
+        """``STANDARD_ERRORS``, or what one right run in a hundred would exceed, if that is more.
+
+        That is so from some 170 comparisons on: the largest of 1,750 standard normals is often above 4.
+        """
+        return max(STANDARD_ERRORS, NormalDist().inv_cdf(1.0 - 0.005 / self.z.numel()))
 
     def unmixed(self) -> list[str]:
         """Scalars with too large an R-hat or too few effective draws."""
