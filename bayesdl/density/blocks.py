@@ -31,6 +31,7 @@ class Blocks:
     def __init__(self, function: Graph, inputs: Sequence[Tensor], in_rows: Sequence[int | None], steady: bool) -> None:
         """Record ``function`` for inputs like these."""
         z, *data = inputs
+        self.before: Callable[..., Sequence[Tensor]] | None = None
         self.in_rows = (None, *in_rows)  # of the factors, and of the batch's tensors
         self.shared = not any(dim == 0 for dim in in_rows)
         recorded = graph.record(function, inputs)
@@ -54,8 +55,7 @@ class Blocks:
         """
         z, *data = inputs
         bound = self.bind(data)
-        example = (z[: self.block].contiguous(), *(self.cut(bound, 0) if self.block < len(z) else bound))
-        self.call = compile_graph(self.graph, example)
+        self.call = compile_graph(self.graph, (z[: self.block].contiguous(), *self.cut(bound, 0)))
 
     def __call__(self, z: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient of all chains."""
@@ -93,8 +93,11 @@ class Blocks:
         return self._bound
 
     def cut(self, data: Sequence[Tensor], first: int) -> Sequence[Tensor]:
-        """The part of one block of chains, of the tensors that carry the chain dimension."""
-        if self.shared:
+        """The part of one block of chains, of the tensors that carry the chain dimension.
+
+        What was computed from the data beforehand is only there where nothing has to be cut.
+        """
+        if self.shared or self.before is not None:
             return data
         last = first + self.block
         return [t if dim is None else t[first:last] for t, dim in zip(data, self.in_rows, strict=True)]
@@ -134,11 +137,7 @@ class FusedStep:
 
         # Machine code is made for one order in memory: that of contiguous tensors, here and in every later call.
         first = [row[: blocks.block].contiguous() for row in rows]
-        inputs = [
-            *first,
-            *(part.contiguous() for part in shared),
-            *(blocks.cut(bound, 0) if blocks.block < len(rows[0]) else bound),
-        ]
+        inputs = [*first, *(part.contiguous() for part in shared), *blocks.cut(bound, 0)]
         recorded = graph.record(whole, inputs)
         self.gradients = 0
         want = whole(*inputs)

@@ -55,9 +55,7 @@ class Target:
         return lambda *given: call(*given, scale)
 
     def _of_z(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if self.rows is None:
-            return self.density.value_and_grad(z)
-        return self.density.value_and_grad(z, self.rows, per_chain=True)
+        return self.density.value_and_grad(z, self.rows, per_chain=self.rows is not None)
 
 
 def advance(step: Step, value_and_grad: ValueAndGrad, *rows: Tensor) -> Sequence[Tensor]:
