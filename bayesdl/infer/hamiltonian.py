@@ -19,7 +19,6 @@ from torch import Tensor
 
 from bayesdl.errors import Divergence
 from bayesdl.infer.kernel import Floats, Noise, Point, ValueAndGrad, column
-from bayesdl.infer.target import advance
 
 MAX_ENERGY_ERROR = 1000.0
 """An energy error above this is called a divergence (the value that Stan uses)."""
@@ -98,7 +97,8 @@ def first_step_size(
     for _ in range(attempts):
         momentum = noise.normal()
         sizes_now = column(step[group][noise.own], point.z)
-        _, moved, value, _ = advance(leapfrog, value_and_grad, point.z, momentum, point.grad, sizes_now)
+        # A few steps in a whole run, which not every sampler goes by: they are not worth compiling.
+        _, moved, value, _ = leapfrog(point.z, momentum, point.grad, sizes_now, value_and_grad)
         change = (kinetic(momentum) - kinetic(moved)).double().cpu() + value.double().cpu() - point.value
         accepted = everyone(torch.from_numpy(acceptance(change.numpy()))).numpy()
         good = np.bincount(group, accepted) / sizes > target
