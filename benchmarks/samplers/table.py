@@ -203,16 +203,29 @@ def pyro_scaled(groups: dict[str, list[Record]]) -> list[str]:
     return [*lines, ""]
 
 
+def machines(records: list[Record]) -> list[str]:
+    """Hardware and versions, and the commits that were measured on them."""
+    commits: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        hardware, versions = record["hardware"], dict(record["versions"])
+        commit = versions.pop("commit")
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+        commits[f"{hardware['processor']}, {hardware['cores']} cores. {packages}."].add(commit)
+    return [line for about in sorted(commits) for line in (f"{about} Commits {', '.join(sorted(commits[about]))}.", "")]
+
+
+def section(title: str, rows: list[str]) -> list[str]:
+    """A table under its title, or nothing where it has no rows."""
+    return [title, "", *rows] if len(rows) > len(table([""], [])) else []
+
+
 def page(path: Path) -> str:
     """The whole page."""
     everything = read(path)
     records = [record for record in everything if "failed" not in record]
     failed = [record for record in everything if "failed" in record]
     lines = [(Path(__file__).parent / "preface.md").read_text().rstrip(), ""]
-    for about in sorted({json.dumps([r["hardware"], r["versions"]], sort_keys=True) for r in records}):
-        hardware, versions = json.loads(about)
-        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-        lines += [f"{hardware['processor']}, {hardware['cores']} cores. {packages}.", ""]
+    lines += machines(records)
     loads = [load for record in records for load in record["load"]]
     if loads:
         lines += [f"Load average during the runs: {min(loads):.1f} to {max(loads):.1f}.", ""]
@@ -224,8 +237,8 @@ def page(path: Path) -> str:
         lines += [f"## {title}", ""]
         if runs:
             lines += [*samplers(runs), *pyro_scaled(runs), "### Ratios", "", *comparison(runs)]
-            lines += ["### Own cost", "", *own_cost(groups)]
-        lines += ["### Bare leapfrog", "", *gradients(groups)]
+            lines += section("### Own cost", own_cost(groups))
+        lines += section("### Bare leapfrog", gradients(groups))
     if failed:
         lines += ["## Runs that failed", ""]
         lines += [f"- {r['work']}, {r['sampler']}, round {r['round']}, seed {r['seed']}: {r['failed']}" for r in failed]
