@@ -124,7 +124,7 @@ def auroc(prediction: Prediction, y: Any) -> float:
     """
     target = _classes(prediction, y)
     scores, truth = binary_problems(prediction, target)
-    areas = [_area(s, t) for s, t in zip(scores, truth, strict=True)]
+    areas = [area_under_curve(s, t) for s, t in zip(scores, truth, strict=True)]
     defined = [area for area in areas if not math.isnan(area)]
     return sum(defined) / len(defined) if defined else math.nan
 
@@ -164,6 +164,16 @@ def binary_problems(prediction: Prediction, target: Tensor) -> tuple[list[Tensor
     return list(p.unbind(1)), [(target == k).to(torch.float64) for k in range(p.shape[1])]
 
 
+def area_under_curve(score: Tensor, truth: Tensor) -> float:
+    """Area under the ROC curve of scores ``[N]`` for outcomes 0 and 1 ``[N]``; NaN if there is only one outcome."""
+    positive = float(truth.sum())
+    negative = len(truth) - positive
+    if not positive or not negative:
+        return math.nan
+    ranks = torch.from_numpy(rankdata(score.numpy(), method="average"))
+    return (float((ranks * truth).sum()) - positive * (positive + 1) / 2) / (positive * negative)
+
+
 def _ordered(prediction: Prediction, y: Any) -> Tensor:
     if prediction.kind in CLASS_KINDS:
         raise ModelError(f"this score is for real and count targets; the prediction is of classes ({prediction.kind}).")
@@ -174,15 +184,6 @@ def _classes(prediction: Prediction, y: Any) -> Tensor:
     if prediction.kind not in CLASS_KINDS:
         raise ModelError(f"this score is for classes; the prediction is of a {prediction.kind} target.")
     return prediction.target(y)
-
-
-def _area(score: Tensor, truth: Tensor) -> float:
-    positive = float(truth.sum())
-    negative = len(truth) - positive
-    if not positive or not negative:
-        return math.nan
-    ranks = torch.from_numpy(rankdata(score.numpy(), method="average"))
-    return (float((ranks * truth).sum()) - positive * (positive + 1) / 2) / (positive * negative)
 
 
 def _expected_distance(difference: Tensor, sd: Tensor) -> Tensor:
