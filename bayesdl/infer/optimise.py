@@ -122,6 +122,7 @@ class Optimiser(Method):
             note = {"members_in_parallel": members == 1}
         else:
             engine = OptimiserEngine(self, training, held_out, run.seed, members, begin)
+            engine.expect()
             note = {"members_in_parallel": True}
         state = run.drive(engine, training.density)
         if state["step"] == 0:

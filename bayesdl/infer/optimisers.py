@@ -19,8 +19,8 @@ def _adam(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
     """Adam (Kingma & Ba, 2015, algorithm 1) with beta = (0.9, 0.999), eps = 1e-8; bias correction from step 1."""
     first = slots["first"].lerp(gradient, 0.1)
     second = slots["second"].mul(0.999).addcmul_(gradient, gradient, value=0.001)
-    scale = second.div(1 - 0.999 ** (step + 1)).sqrt_().add_(1e-8)
-    return first / scale / (1 - 0.9 ** (step + 1)), {"first": first, "second": second}
+    scale = second.div(1 - 0.999 ** (step + 1)).sqrt_().add_(1e-8).mul_(1 - 0.9 ** (step + 1))
+    return first / scale, {"first": first, "second": second}
 
 
 def _rmsprop(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:

@@ -104,7 +104,8 @@ class Problem:
 
     def minibatch(self, index: Tensor) -> dict[str, Any]:
         """The rows ``index`` ``[B]``, or ``[C, B]`` for one batch per chain, of every row argument."""
-        return {name: self.batch[name][index] for name in self.row_names}
+        flat = index.reshape(-1)  # several times faster than indexing with a matrix
+        return {name: self.batch[name].index_select(0, flat).unflatten(0, index.shape) for name in self.row_names}
 
     def restrict(self, index: Tensor) -> Problem:
         """The same problem on some of its rows; units and prior stay."""
