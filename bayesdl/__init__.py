@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.last_layer import LastLayer as LastLayer
     from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.mclmc import MCLMC as MCLMC
     from bayesdl.infer.method import Method as Method
@@ -86,8 +87,8 @@ def fit(model: Any, data: Any, method: Method | None = None, **options: Any) -> 
         data: a ``Dataset``, a pair ``(x, y)``, or a dict of the program's keyword arguments.
         method: a method with its settings, such as ``NUTS(chains=4)``. Without one: ``MeanFieldVI()``, because it
             works at every size, takes mini-batches, and its posterior can be certified on its training rows.
-        **options: ``seed``, ``prior_rows``, ``init``, ``callback``, ``checkpoint``, ``progress``, for samplers
-            ``draws_to`` and ``functions_at``, as the method's ``fit`` documents them.
+        **options: ``seed``, ``prior``, ``prior_rows``, ``init``, ``callback``, ``checkpoint``, ``progress``, for
+            samplers ``draws_to`` and ``functions_at``, as the method's ``fit`` documents them.
 
     Returns:
         The posterior.

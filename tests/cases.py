@@ -38,17 +38,20 @@ class MethodCase:
         settings: its arguments.
         random: whether another seed gives another posterior.
         weights: whether the posterior has draws of the latents.
+        kinds: the data sets that it can be fitted to.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     random: bool = True
     weights: bool = True
+    kinds: tuple[str, ...] = ("regression", "binary", "classes")
 
 
 METHODS: dict[str, MethodCase] = {
     "MaximumLikelihood": MethodCase({"steps": 60}),
     "MAP": MethodCase({"steps": 60}),
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
+    "LastLayer": MethodCase({"steps": 60}, kinds=("regression",)),
     "MeanFieldVI": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
