@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bayesdl import infinite as infinite
     from bayesdl import models as models
     from bayesdl import posterior as posterior
+    from bayesdl import statespace as statespace
     from bayesdl import theory as theory
     from bayesdl.bounds import Certificate as Certificate
     from bayesdl.bounds.certify import certify as certify

@@ -70,6 +70,7 @@ MODULES: dict[str, str] = {
     "posterior": "bayesdl.posterior",
     "priors": "bayesdl.models.priors",
     "schedules": "bayesdl.infer.schedules",
+    "statespace": "bayesdl.statespace",
     "theory": "bayesdl.theory",
 }
 

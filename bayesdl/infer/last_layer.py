@@ -28,6 +28,10 @@ from bayesdl.posterior.prior import prior_law
 from bayesdl.posterior.problem import Problem
 
 
+MOST_SCALING = 1e3
+"""Largest factor, up or down, that the evidence may put on the prior's standard deviations."""
+
+
 @dataclass(frozen=True)
 class LastLayer(Optimiser):
     r"""The exact Gaussian posterior of the last linear layer, over features that MAP has trained.
@@ -130,7 +134,9 @@ class LastLayer(Optimiser):
         if not free.any():
             return math.exp(first), 1.0
         start, move = logs.clone(), torch.zeros(2, dtype=torch.float64, requires_grad=True)
-        optimiser: Any = torch.optim.LBFGS([move], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+        optimiser: Any = torch.optim.LBFGS(
+            [move], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+        )
 
         def closure() -> Tensor:
             optimiser.zero_grad()
@@ -145,10 +151,11 @@ class LastLayer(Optimiser):
         with torch.enable_grad():
             optimiser.step(closure)
         noise, scale = (start + move.detach() * free).exp().tolist()
-        if not (math.isfinite(noise) and math.isfinite(scale) and noise > 0 and scale > 0):
+        if not (0 < noise < math.inf and 1 / MOST_SCALING < scale < MOST_SCALING):
             raise MethodError(
-                f"{self.name}: the evidence has no maximum at a positive noise level and scale of the prior (noise "
-                f"{noise:g}, scale {scale:g}); give the likelihood a noise, or use tune_prior=False."
+                f"{self.name}: the evidence has no maximum inside (noise {noise:.3g}, prior scaled by {scale:.3g}): the "
+                "targets are noise to these features, or follow them exactly. Use tune_prior=False, or give the "
+                "likelihood a noise level."
             )
         return noise, scale
 
@@ -159,6 +166,7 @@ def _layer(density: LogDensity) -> slice:
     Raises:
         ModelError: the network has no last linear layer.
     """
+    assert isinstance(density.model, BayesianNetwork)  # applies_to has asked
     name, _ = last_linear(density.model)
     own = [site for site in density.sites if site.name.rpartition(".")[0] == name and site.scope == "global"]
     own = [site for site in own if site.name.rpartition(".")[2] in ("weight", "bias")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from bayesdl.posterior.prior import with_prior_law
 from bayesdl.posterior.problem import Problem
 
 
-def as_prior(posterior: Posterior) -> GaussianPosterior:
+def as_prior(posterior: Posterior | Any) -> GaussianPosterior:
     """A posterior that can be a prior: a Gaussian over the unknowns, a point nowhere.
 
     Raises:
@@ -23,7 +24,7 @@ def as_prior(posterior: Posterior) -> GaussianPosterior:
         ModelRequired: it was loaded without its model.
     """
     if not isinstance(posterior, GaussianPosterior):
-        kind = posterior.info.get("method", type(posterior).__name__) if isinstance(posterior, Posterior) else posterior
+        kind = getattr(posterior, "info", {}).get("method", type(posterior).__name__)
         raise MethodError(
             f"prior={kind}: only a Gaussian posterior can be the prior of a further fit, such as MeanFieldVI's; draws "
             "and modes have no density. Fit the first data with a method that gives a Gaussian."

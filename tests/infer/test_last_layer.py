@@ -114,7 +114,8 @@ def test_the_evidence_is_that_of_the_raw_targets() -> None:
 
 
 def test_noise_and_prior_scale_have_the_highest_evidence() -> None:
-    x, y = randn(40, 3), randn(40)
+    x = randn(40, 3)
+    y = torch.sin(x[:, 0]) + 0.3 * randn(40)
     method = bdl.LastLayer(steps=30, tune_prior=True)
     model = deep(noise=dist.LogNormal(-1.2, 1.0))
     found = bdl.fit(model, (x, y), method)
@@ -140,6 +141,12 @@ def test_noise_and_prior_scale_have_the_highest_evidence() -> None:
     prior = found.problem.density.gaussian_prior()
     assert prior is not None
     torch.testing.assert_close(prior[1][16:20], torch.full((4,), 0.65 * scale, dtype=DOUBLE))
+
+
+def test_an_evidence_without_a_maximum_is_refused() -> None:
+    x, y = randn(40, 3), torch.zeros(40, dtype=DOUBLE)
+    with pytest.raises(MethodError, match="no maximum inside"):
+        bdl.fit(deep(noise=0.3), (x, y), bdl.LastLayer(steps=5, tune_prior=True))
 
 
 def test_a_coupled_prior_is_conditioned_on_the_points() -> None:
