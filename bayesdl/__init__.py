@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.kalman import KalmanFilter as KalmanFilter
     from bayesdl.infer.last_layer import LastLayer as LastLayer
     from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.mclmc import MCLMC as MCLMC

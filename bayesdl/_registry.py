@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {
     "MaximumLikelihood": "bayesdl.infer.optimise:MaximumLikelihood",
     "MAP": "bayesdl.infer.optimise:MAP",
     "DeepEnsemble": "bayesdl.infer.ensemble:DeepEnsemble",
+    "KalmanFilter": "bayesdl.infer.kalman:KalmanFilter",
     "LastLayer": "bayesdl.infer.last_layer:LastLayer",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "GuideVI": "bayesdl.infer.guide:GuideVI",

@@ -51,6 +51,7 @@ METHODS: dict[str, MethodCase] = {
     "MaximumLikelihood": MethodCase({"steps": 60}),
     "MAP": MethodCase({"steps": 60}),
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
+    "KalmanFilter": MethodCase({}, kinds=("regression",)),
     "LastLayer": MethodCase({"steps": 60}, kinds=("regression",)),
     "MeanFieldVI": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
@@ -76,6 +77,7 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),
+    "KalmanFilter-batches": ("KalmanFilter", MethodCase({"batch_size": 5, "noise": 0.5}, kinds=("regression",))),
     "SGLD-minibatch": ("SGLD", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
     "SGLD-schedule": (
         "SGLD",

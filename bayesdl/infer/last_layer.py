@@ -12,7 +12,7 @@ from torch import Tensor
 from bayesdl.density import LogDensity
 from bayesdl.density.sites import Site
 from bayesdl.errors import MethodError, ModelError
-from bayesdl.infer.linear_gaussian import LinearGaussian
+from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, prior_of
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Work
 from bayesdl.infer.optimise import Optimiser
@@ -21,12 +21,10 @@ from bayesdl.models.features import features, last_linear
 from bayesdl.models.likelihoods import Gaussian
 from bayesdl.models.positive import PositivePrior
 from bayesdl.posterior.base import Posterior
-from bayesdl.posterior.covariance import MOST_DENSE, Blocks, Covariance, Diagonal
+from bayesdl.posterior.covariance import MOST_DENSE
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
-from bayesdl.posterior.prior import prior_law
 from bayesdl.posterior.problem import Problem
-
 
 MOST_SCALING = 1e3
 """Largest factor, up or down, that the evidence may put on the prior's standard deviations."""
@@ -83,7 +81,7 @@ class LastLayer(Optimiser):
             )
         if self.tune_prior and density.gaussian_prior() is None:
             return "tune_prior= needs priors that are independent Gaussians over all unknowns"
-        if _prior(density, part, None) is None:
+        if prior_of(density, part, None) is None:
             return "the prior of the last layer is not Gaussian"
         return super().applies_to(density)
 
@@ -95,7 +93,7 @@ class LastLayer(Optimiser):
         density, part = problem.density, _layer(problem.density)
         noise_site = next((site for site in density.sites if site.name == "noise"), None)
         z, info = self._train(problem, run, part, noise_site)
-        prior = _prior(density, part, z)
+        prior = prior_of(density, part, z)
         assert prior is not None  # applies_to has asked
         regression = _regression(problem, z, prior)
         noise, scale = self._levels(problem, regression, z)
@@ -114,7 +112,7 @@ class LastLayer(Optimiser):
             sd = own[1].clone()
             sd[part] *= scale
             problem = replace(problem, density=density.with_gaussian_prior(own[0], sd))
-        return GaussianPosterior(problem, _embedded(law.to(density.dtype, density.device), z, part), info)
+        return GaussianPosterior(problem, embedded(law.to(density.dtype, density.device), z, part), info)
 
     def _train(self, problem: Problem, run: Run, part: slice, noise: Site | None) -> tuple[Tensor, dict[str, Any]]:
         """Values ``[D]`` of all sites; those of the layer do not matter."""
@@ -153,8 +151,8 @@ class LastLayer(Optimiser):
         noise, scale = (start + move.detach() * free).exp().tolist()
         if not (0 < noise < math.inf and 1 / MOST_SCALING < scale < MOST_SCALING):
             raise MethodError(
-                f"{self.name}: the evidence has no maximum inside (noise {noise:.3g}, prior scaled by {scale:.3g}): the "
-                "targets are noise to these features, or follow them exactly. Use tune_prior=False, or give the "
+                f"{self.name}: the evidence has no maximum inside (noise {noise:.3g}, prior scaled by {scale:.3g}): "
+                "the targets are noise to these features, or follow them exactly. Use tune_prior=False, or give the "
                 "likelihood a noise level."
             )
         return noise, scale
@@ -174,22 +172,6 @@ def _layer(density: LogDensity) -> slice:
     if part.stop - part.start != sum(site.size for site in own):
         raise ModelError("The last layer's weight and bias do not stand side by side among the sites.")
     return part
-
-
-def _prior(density: LogDensity, part: slice, z: Tensor | None) -> Normal | None:
-    """The prior of the layer, given the other coordinates at z where it is coupled to them; None if not Gaussian."""
-    law = prior_law(density)
-    if law is not None:
-        if not isinstance(law.covariance, Diagonal) and z is not None:
-            for rest in (slice(part.stop, law.dim), slice(0, part.start)):  # the later one first: places stay
-                law = law.conditional(rest, z[rest]) if rest.stop > rest.start else law
-            return law
-        return law.marginal(part)
-    own = [site.gaussian for site in density.sites if part.start <= site.start < part.stop]
-    if None in own:
-        return None
-    mean, sd = (torch.cat([pair[k].reshape(-1) for pair in own if pair is not None]) for k in range(2))
-    return Normal(mean, Diagonal(sd))
 
 
 def _regression(problem: Problem, z: Tensor, prior: Normal) -> LinearGaussian:
@@ -212,13 +194,3 @@ def _regression(problem: Problem, z: Tensor, prior: Normal) -> LinearGaussian:
     order = torch.cat([order[:, :width].flatten(), order[:, width:].flatten()])
     gram = torch.block_diag(*[one] * outputs)[order][:, order]
     return LinearGaussian(gram, along.mT.reshape(-1)[order], away.square().sum(), y.numel(), prior)
-
-
-def _embedded(law: Normal, z: Tensor, part: slice) -> Normal:
-    """The layer's law among the other coordinates, which are points."""
-    rest = slice(0, part.start), slice(part.stop, len(z))
-    points: list[Covariance] = [Diagonal(torch.zeros_like(z[where])) for where in rest]
-    blocks = [points[0], law.covariance, points[1]]
-    kept = tuple(block for block in blocks if block.dim)
-    mean = torch.cat([z[rest[0]], law.mean, z[rest[1]]])
-    return Normal(mean, kept[0] if len(kept) == 1 else Blocks(kept))

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bayesdl.posterior.covariance import Dense
+from bayesdl.density import LogDensity
+from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal
 from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.prior import prior_law
 
 
 @dataclass
@@ -57,3 +59,29 @@ class LinearGaussian:
         explained = (self.projected.square() * spread / (1 + ratio)).sum() / variance
         log_det = self.count * (math.log(2 * math.pi) + 2 * log_noise) + ratio.log1p().sum()
         return -0.5 * (log_det + (self.square - explained) / variance)
+
+
+def prior_of(density: LogDensity, part: slice, z: Tensor | None) -> Normal | None:
+    """The prior of some coordinates, given the others at z where it is coupled to them; None if not Gaussian."""
+    law = prior_law(density)
+    if law is not None:
+        if not isinstance(law.covariance, Diagonal) and z is not None:
+            for rest in (slice(part.stop, law.dim), slice(0, part.start)):  # the later one first: places stay
+                law = law.conditional(rest, z[rest]) if rest.stop > rest.start else law
+            return law
+        return law.marginal(part)
+    own = [site.gaussian for site in density.sites if part.start <= site.start < part.stop]
+    if None in own:
+        return None
+    mean, sd = (torch.cat([pair[k].reshape(-1) for pair in own if pair is not None]) for k in range(2))
+    return Normal(mean, Diagonal(sd))
+
+
+def embedded(law: Normal, z: Tensor, part: slice) -> Normal:
+    """The law of some coordinates among the others, which are points."""
+    rest = slice(0, part.start), slice(part.stop, len(z))
+    points: list[Covariance] = [Diagonal(torch.zeros_like(z[where])) for where in rest]
+    blocks = [points[0], law.covariance, points[1]]
+    kept = tuple(block for block in blocks if block.dim)
+    mean = torch.cat([z[rest[0]], law.mean, z[rest[1]]])
+    return Normal(mean, kept[0] if len(kept) == 1 else Blocks(kept))
