@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bayesdl import infinite as infinite
     from bayesdl import models as models
     from bayesdl import posterior as posterior
+    from bayesdl import statespace as statespace
     from bayesdl import theory as theory
     from bayesdl.bounds import Certificate as Certificate
     from bayesdl.bounds.certify import certify as certify
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.kalman import KalmanFilter as KalmanFilter
+    from bayesdl.infer.last_layer import LastLayer as LastLayer
     from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.mclmc import MCLMC as MCLMC
     from bayesdl.infer.method import Method as Method
@@ -86,8 +89,8 @@ def fit(model: Any, data: Any, method: Method | None = None, **options: Any) -> 
         data: a ``Dataset``, a pair ``(x, y)``, or a dict of the program's keyword arguments.
         method: a method with its settings, such as ``NUTS(chains=4)``. Without one: ``MeanFieldVI()``, because it
             works at every size, takes mini-batches, and its posterior can be certified on its training rows.
-        **options: ``seed``, ``prior_rows``, ``init``, ``callback``, ``checkpoint``, ``progress``, for samplers
-            ``draws_to`` and ``functions_at``, as the method's ``fit`` documents them.
+        **options: ``seed``, ``prior``, ``prior_rows``, ``init``, ``callback``, ``checkpoint``, ``progress``, for
+            samplers ``draws_to`` and ``functions_at``, as the method's ``fit`` documents them.
 
     Returns:
         The posterior.

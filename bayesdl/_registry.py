@@ -17,6 +17,8 @@ METHODS: dict[str, str] = {
     "MaximumLikelihood": "bayesdl.infer.optimise:MaximumLikelihood",
     "MAP": "bayesdl.infer.optimise:MAP",
     "DeepEnsemble": "bayesdl.infer.ensemble:DeepEnsemble",
+    "KalmanFilter": "bayesdl.infer.kalman:KalmanFilter",
+    "LastLayer": "bayesdl.infer.last_layer:LastLayer",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "GuideVI": "bayesdl.infer.guide:GuideVI",
     "SGLD": "bayesdl.infer.sgld:SGLD",
@@ -69,6 +71,7 @@ MODULES: dict[str, str] = {
     "posterior": "bayesdl.posterior",
     "priors": "bayesdl.models.priors",
     "schedules": "bayesdl.infer.schedules",
+    "statespace": "bayesdl.statespace",
     "theory": "bayesdl.theory",
 }
 

@@ -40,7 +40,7 @@ class ModelRequired(BayesdlError):
 
 
 class ModelMismatch(BayesdlError, ValueError):
-    """The model given to ``load`` is not the one that the posterior was fitted with."""
+    """The model is not the one that the posterior, to be loaded or to be the prior, was fitted with."""
 
 
 class MethodError(BayesdlError, ValueError):

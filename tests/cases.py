@@ -38,17 +38,21 @@ class MethodCase:
         settings: its arguments.
         random: whether another seed gives another posterior.
         weights: whether the posterior has draws of the latents.
+        kinds: the data sets that it can be fitted to.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     random: bool = True
     weights: bool = True
+    kinds: tuple[str, ...] = ("regression", "binary", "classes")
 
 
 METHODS: dict[str, MethodCase] = {
     "MaximumLikelihood": MethodCase({"steps": 60}),
     "MAP": MethodCase({"steps": 60}),
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
+    "KalmanFilter": MethodCase({}, kinds=("regression",)),
+    "LastLayer": MethodCase({"steps": 60}, kinds=("regression",)),
     "MeanFieldVI": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
@@ -73,6 +77,7 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),
+    "KalmanFilter-batches": ("KalmanFilter", MethodCase({"batch_size": 5, "noise": 0.5}, kinds=("regression",))),
     "SGLD-minibatch": ("SGLD", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
     "SGLD-schedule": (
         "SGLD",

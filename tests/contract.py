@@ -21,7 +21,6 @@ from torch import Tensor
 import bayesdl as bdl
 from bayesdl._files import read_tensors
 from bayesdl._registry import method_class
-from tests import cases
 from tests.cases import DOUBLE, MethodCase, dataset, network, untouched
 
 WORKER = Path(__file__).with_name("load_worker.py")
@@ -113,7 +112,7 @@ def a_stopped_fit_resumes_bit_for_bit(subject: Subject, folder: Path) -> None:
 
 @check
 def a_loaded_posterior_is_the_saved_one(subject: Subject, folder: Path) -> None:
-    for kind in cases.NETWORKS:
+    for kind in subject.case.kinds:
         posterior, x, y = subject.fit(kind), dataset(kind).x, dataset(kind).y
         with untouched():
             posterior.save(folder / kind)
@@ -165,7 +164,7 @@ def assert_equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Non
 
 @check
 def shapes_are_those_of_the_contract(subject: Subject, folder: Path) -> None:
-    for kind in cases.NETWORKS:
+    for kind in subject.case.kinds:
         posterior, data = subject.fit(kind), dataset(kind)
         x, y, n = data.x[:7], data.y[:7], 7
         with untouched():
@@ -207,7 +206,7 @@ def shapes_are_those_of_the_contract(subject: Subject, folder: Path) -> None:
 def a_prediction_is_the_mixture_of_the_likelihoods_of_its_draws(subject: Subject, folder: Path) -> None:
     if not subject.case.weights:
         return
-    for kind in cases.NETWORKS:
+    for kind in subject.case.kinds:
         posterior, data = subject.fit(kind), dataset(kind)
         likelihood = posterior.log_likelihood(data.x, data.y, max_draws=11)
         mixture = likelihood.double().logsumexp(0) - np.log(len(likelihood))
@@ -216,7 +215,7 @@ def a_prediction_is_the_mixture_of_the_likelihoods_of_its_draws(subject: Subject
 
 @check
 def rows_are_predicted_independently(subject: Subject, folder: Path) -> None:
-    for kind in cases.NETWORKS:
+    for kind in subject.case.kinds:
         posterior, x = subject.fit(kind), dataset(kind).x
         whole = posterior.predict(x)
         one = posterior.predict(x[:1])
@@ -231,7 +230,7 @@ def rows_are_predicted_independently(subject: Subject, folder: Path) -> None:
 
 @check
 def one_draw_has_no_epistemic_part(subject: Subject, folder: Path) -> None:
-    for kind in cases.NETWORKS:
+    for kind in subject.case.kinds:
         prediction = subject.fit(kind).predict(dataset(kind).x, max_draws=1)
         if not (subject.case.weights or kind != "regression"):
             continue  # a Gaussian process is no mixture of draws there

@@ -41,16 +41,18 @@ def test_variants_reproduce_and_resume(variant: str, tmp_path: Path) -> None:
     CHECKS["a stopped fit resumes bit for bit"](varied, tmp_path)
 
 
+EVERY_FIT = [(name, kind) for name, case in cases.METHODS.items() for kind in case.kinds]
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
     """Predictions of all methods for all kinds of data, made by one other process."""
-    jobs = {f"{n}-{kind}": (subject(n).fit(kind), dataset(kind).x) for n in cases.METHODS for kind in cases.NETWORKS}
+    jobs = {f"{name}-{kind}": (subject(name).fit(kind), dataset(kind).x) for name, kind in EVERY_FIT}
     found = predicted_elsewhere(jobs, tmp_path_factory.mktemp("elsewhere"))
     return lambda key: {name.split("/")[1]: value for name, value in found.items() if name.split("/")[0] == key}
 
 
-@pytest.mark.parametrize("kind", cases.NETWORKS)
-@pytest.mark.parametrize("name", cases.METHODS)
+@pytest.mark.parametrize(("name", "kind"), EVERY_FIT)
 def test_another_process_predicts_the_same(name: str, kind: str, elsewhere: Callable[[str], dict[str, Tensor]]) -> None:
     assert_equal(elsewhere(f"{name}-{kind}"), predictions(subject(name).fit(kind), dataset(kind).x))
 

@@ -79,6 +79,16 @@ def certificate(result: Result) -> None:
     assert result["delta"] == pytest.approx(0.05 / len(rows))
 
 
+def continual(result: Result) -> None:
+    forgetful, cured, everything = (result[way][-1] for way in ("fine-tuning", "prior=posterior", "all tasks at once"))
+    mean = [sum(last) / len(last) for last in (forgetful, cured, everything)]
+    assert mean[0] + 0.2 < mean[1] < mean[2]
+    assert forgetful[0] < 0.5 < 0.8 < cured[0]
+    # Learning a task is no trouble to any of them at first; holding the others costs some of the last one.
+    assert min(row[-1] for row in result["fine-tuning"]) > 0.85
+    assert min(everything) > 0.85
+
+
 def counts(result: Result) -> None:
     for period, average, tolerance in (("1851-1880", 3.3, 0.35), ("1900-1961", 0.903, 0.15)):
         assert result[period]["average"] == pytest.approx(average, abs=1e-3)
@@ -163,6 +173,7 @@ def network_hmc(result: Result) -> None:
 
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
+    "continual_digits": continual,
     "counts": counts,
     "demo": demo,
     "eight_schools": funnel,

@@ -19,6 +19,7 @@ FLOORS = {
     "data": 1,
     "models": 1,
     "density": 1,
+    "statespace": 1,
     "posterior": 2,
     "infer": 3,
     "evaluate": 3,

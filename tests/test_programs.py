@@ -44,10 +44,11 @@ def mixture(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 PROGRAMS: dict[str, Callable[..., Any]] = {"hierarchical": hierarchical, "mixture": mixture}
 REFUSED = {
-    ("hierarchical", "NNGP"): "BayesianNetwork",
-    ("hierarchical", "GP"): "BayesianNetwork",
-    ("mixture", "NNGP"): "BayesianNetwork",
-    ("mixture", "GP"): "BayesianNetwork",
+    **{
+        (program, method): "BayesianNetwork"
+        for program in PROGRAMS
+        for method in ("NNGP", "GP", "LastLayer", "KalmanFilter")
+    },
     ("hierarchical", "EllipticalSlice"): "independent Gaussian",
     ("mixture", "EllipticalSlice"): "independent Gaussian",
 }

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from bayesdl._rng import generator
 from bayesdl.density import checks, evaluator, program, sites, terms
 from bayesdl.density.blocks import Step
 from bayesdl.density.discovery import discover, untouched
 from bayesdl.density.evaluator import Evaluator, Execution, Wish
-from bayesdl.density.gaussian_part import GaussianPart
+from bayesdl.density.gaussian_part import Coupling, GaussianPart
 from bayesdl.density.program import Program
 from bayesdl.density.sites import Site
 from bayesdl.errors import BayesdlError, ModelError, NotFactorised, RowCoupling
@@ -48,6 +49,7 @@ class LogDensity:
         gradients: gradient evaluations so far, one per chain and call.
         execution: "compile", "replay", "handlers" or "loop"; settled by ``expect``, else by the first gradient.
         execution_note: why no faster way is gone, or empty.
+        new_prior: what ``with_gaussian_prior`` put in the place of the program's prior, or None.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class LogDensity:
         self.execution_note = ""
         self._asked = execution
         self.gradients = 0
+        self.new_prior: tuple[Tensor, Tensor | Coupling] | None = None
         self._gaussian = GaussianPart.of(self.sites, self.dtype, self.device)
         self._settled = False
         self._evaluators: dict[Any, Evaluator] = {}
@@ -121,10 +124,12 @@ class LogDensity:
         return sites.log_abs_det(self.sites, z)
 
     def prior_draws(self, n: int, seed: int = 0) -> Tensor:
-        """``n`` draws from the program's prior, ``[n, D]``; runs the program n times.
+        """``n`` draws from the prior, ``[n, D]``; runs the program n times, unless its prior was replaced.
 
         ``pyro.param`` coordinates keep their initial values.
         """
+        if self.new_prior is not None:
+            return self._gaussian.draws(n, generator(seed, "prior draws"))
         names = {site.name for site in self.sites}
         rows = []
         with torch.no_grad(), untouched(seed, "prior draws"), program.unchecked():
@@ -137,18 +142,26 @@ class LogDensity:
 
     def gaussian_prior(self) -> tuple[Tensor, Tensor] | None:
         """(mean ``[D]``, sd ``[D]``) of the prior over z if it is an independent Gaussian, else None."""
+        if self.new_prior is not None:
+            mean, spread = self.new_prior
+            return (mean, spread) if isinstance(spread, Tensor) else None
         if len(self._gaussian.names) < len(self.sites) or (self.structure.discrete and not self.structure.by_row):
             return None
         return self._gaussian.mean, 1.0 / self._gaussian.precision.sqrt()
 
     @property
     def prior_scale(self) -> Tensor:
-        """``[D]``: the prior's sd where it is an independent Gaussian over z, 1 elsewhere."""
+        """``[D]``: the prior's sd, given all other coordinates, where it is Gaussian over z; 1 elsewhere."""
         precision = self._gaussian.precision
         return torch.where(precision > 0, precision, torch.ones_like(precision)).rsqrt()
 
-    def with_gaussian_prior(self, mean: Tensor, sd: Tensor) -> LogDensity:
-        """The same likelihood under the prior N(mean, diag sd^2) over z (learnt on other rows, say).
+    def with_gaussian_prior(self, mean: Tensor, spread: Tensor | Coupling) -> LogDensity:
+        """The same likelihood under a Gaussian prior over z: learnt on other rows, or yesterday's posterior.
+
+        Args:
+            mean: ``[D]``.
+            spread: standard deviations ``[D]`` of independent coordinates, or a covariance of any structure in the
+                dtype of the density; its ``solve`` is recorded and compiled with the rest.
 
         Raises:
             ModelError: the program has local latents, parameters without a prior, or factors outside the data plate.
@@ -156,8 +169,13 @@ class LogDensity:
         if (self.structure.discrete and not self.structure.by_row) or any(s.scope != "global" for s in self.sites):
             raise ModelError("Only a program whose latents are all global and continuous can change its prior.")
         other = copy.copy(self)
-        names = frozenset(site.name for site in self.sites)
-        other._gaussian = GaussianPart(names, mean.to(self.dtype), sd.to(self.dtype).square().reciprocal())
+        names, mean = frozenset(site.name for site in self.sites), mean.to(self.dtype)
+        if isinstance(spread, Tensor):
+            spread = spread.to(self.dtype)
+            other._gaussian = GaussianPart(names, mean, spread.square().reciprocal())
+        else:
+            other._gaussian = GaussianPart(names, mean, spread.precisions(), spread)
+        other.new_prior = mean, spread
         other._evaluators = {}
         other._settled = False
         other.gradients = 0

@@ -26,7 +26,9 @@ from bayesdl.infer.record import function_inputs
 from bayesdl.infer.schedules import Schedule, as_schedule, as_setting
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
+from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.problem import Problem, prepare
+from bayesdl.posterior.updating import as_prior, updated
 
 Init = Mapping[str, Tensor] | Posterior | str | None
 
@@ -109,6 +111,7 @@ class Method(ABC):
     tempered: ClassVar[bool] = True  # whether a temperature other than 1 means something
     takes_parameters: ClassVar[bool] = False  # whether pyro.param sites, which have no prior, can be fitted
     learns_prior: ClassVar[bool] = False  # whether prior_rows= can give it a prior of its own
+    takes_prior: ClassVar[bool] = True  # whether prior= means something: the prior over the latents enters
     streams: ClassVar[bool] = False  # whether its draws come one by one: draws_to= and functions_at=
 
     temperature: float = field(default=1.0, kw_only=True)
@@ -153,6 +156,7 @@ class Method(ABC):
         data: Any,
         *,
         seed: int = 0,
+        prior: Posterior | None = None,
         prior_rows: float | RowIds | None = None,
         init: Init = None,
         callback: Callback | None = None,
@@ -168,6 +172,9 @@ class Method(ABC):
             model: a BayesianNetwork or any Pyro program with its observed sites in the data plate.
             data: a Dataset, a pair (x, y), or a dict of the program's keyword arguments.
             seed: the result is a function of the seed; global random states are left as they were found.
+            prior: a Gaussian posterior of the same model from earlier data: it is the prior of this fit, in its own
+                units (its scaler serves these data too), and where the fit starts unless ``init`` says otherwise. The
+                rows that it has seen join ``prior_rows`` in what a certificate knows.
             prior_rows: rows for the scaler and for learning the prior, kept apart from the rows of a later PAC-Bayes
                 bound: a fraction or the rows' identities.
             init: where to start: "prior", "network" (a module's own initialisation), "map" (a mode for each chain: a
@@ -186,8 +193,9 @@ class Method(ABC):
             The posterior; ``info`` tells method, settings, seed, seconds and gradients.
 
         Raises:
-            MethodError: the method does not apply to this model or data.
+            MethodError: the method does not apply to this model or data, or to this prior.
             DataError, ModelError: the data or the model cannot be used.
+            ModelMismatch: the prior is over other sites than the model's.
             Divergence: the numbers left the finite range.
             ResumeMismatch: the checkpoint belongs to another run.
         """
@@ -198,10 +206,11 @@ class Method(ABC):
                 f"{self.name} cannot learn a prior from prior_rows, because its posterior has no density relative to "
                 "one; fit it on some rows and certify it on others, or use MeanFieldVI."
             )
+        before = None if prior is None else self._as_prior(prior, prior_rows is not None)
         ranks = Ranks.current()
         self._check_streaming(draws_to is not None, functions_at is not None, ranks)
         with isolated(seed, self.name), pyro.get_param_store().scope():
-            problem = self._prepare(model, data, prior_rows=prior_rows, seed=seed, data_plate=data_plate)
+            problem = self._prepare(model, data, before, prior_rows=prior_rows, seed=seed, data_plate=data_plate)
             inputs = None if functions_at is None else function_inputs(problem, functions_at)
             identity = {"method": self.name, "settings": self.settings(), "data": data_fingerprint(problem)}
             if draws_to is not None or inputs is not None:
@@ -211,7 +220,7 @@ class Method(ABC):
                 checkpoint=as_checkpoint(checkpoint),
                 callback=callback,
                 progress=progress,
-                init=init,
+                init=before if init is None else init,
                 learn_prior=prior_rows is not None,
                 identity=identity,
                 ranks=ranks,
@@ -220,6 +229,9 @@ class Method(ABC):
             )
             posterior = self._fit(problem, run)
         self._sign(posterior, run, started)
+        if before is not None:
+            rows = before.problem.rows
+            posterior.info["prior"] = {"method": before.info.get("method"), "rows": None if rows is None else len(rows)}
         return posterior
 
     def fit_each(
@@ -355,14 +367,31 @@ class Method(ABC):
     def _extend(self, posterior: DrawsPosterior, run: Run) -> DrawsPosterior:
         raise MethodError(f"{self.name} has no chains to extend.")
 
-    def _prepare(self, model: Any, data: Any, **options: Any) -> Problem:
+    def _as_prior(self, prior: Posterior, learns: bool) -> GaussianPosterior:
+        if not self.takes_prior:
+            raise MethodError(
+                f"{self.name} takes no prior=: it does not use the prior over the weights. Use MAP, MeanFieldVI, or a "
+                "sampler such as NUTS."
+            )
+        if learns:
+            raise MethodError("prior= gives the prior and prior_rows= learns one: choose one of them.")
+        if self.temperature != 1:
+            raise MethodError(
+                f"{self.name}(temperature={self.temperature!r}) with prior= would temper what was learnt before once "
+                "more; use temperature=1 (likelihood_temperature is possible)."
+            )
+        return as_prior(prior)
+
+    def _prepare(self, model: Any, data: Any, prior: GaussianPosterior | None = None, **options: Any) -> Problem:
         problem = prepare(
             model,
             data,
             temperature=self.temperature,
             likelihood_temperature=self.likelihood_temperature,
+            scaler=None if prior is None else prior.problem.scaler,
             **options,
         )
+        problem = problem if prior is None else updated(problem, prior)
         reason = self.applies_to(problem.density)
         if reason:
             raise MethodError(f"{self.name} cannot be used here: {reason}.")

@@ -148,6 +148,7 @@ class MaximumLikelihood(Optimiser):
     """Maximises the likelihood alone; priors only give the start of what the network does not initialise."""
 
     name: ClassVar[str] = "MaximumLikelihood"
+    takes_prior: ClassVar[bool] = False
     target: ClassVar[Target] = "likelihood"
 
 

@@ -9,7 +9,7 @@
   mode of a hierarchical model may lie where its scale is 0.
 - "pathfinder": a draw for each chain from a Gaussian fitted on its way from a prior draw to a mode (pathfinder.py). For
   statistical programs of any scale, hierarchical ones among them, and small networks; it also gives the first metric.
-- values of sites, or another posterior, a draw of which goes to each chain.
+- values of sites, or another posterior: a draw of it goes to each chain, and the mean of a Gaussian to a single one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bayesdl.errors import MethodError
 from bayesdl.infer.loop import Run
 from bayesdl.infer.pathfinder import PathfinderEngine
 from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.problem import Problem
 
 STARTS = ("prior", "network", "map", "pathfinder")
@@ -68,6 +69,8 @@ def start_and_scale(
         MethodError: unknown choice, or values that do not fit the model's sites.
     """
     init = default if run.init is None else run.init
+    if isinstance(init, GaussianPosterior) and chains == 1:
+        return _from_values(problem, problem.density.constrain(init.mean), chains), None
     if isinstance(init, Posterior):
         return _from_values(problem, init.draws(chains, seed=derive_seed(run.seed, "init")), chains), None
     if isinstance(init, Mapping):

@@ -39,6 +39,7 @@ class _GaussianProcess(Method):
     """What GP and NNGP share; their difference is where kernel and mean come from."""
 
     tempered: ClassVar[bool] = False
+    takes_prior: ClassVar[bool] = False
 
     noise: float | None = field(default=None, kw_only=True)
     steps: int = field(default=100, kw_only=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bayesdl._rng import isolated
 from bayesdl.errors import FileError, ModelRequired
-from bayesdl.models.layers import Erf
+from bayesdl.models.layers import Erf, RandomFourierFeatures
 
 _CHANNELS = ("in_channels", "out_channels", "groups", "bias")
 _CONV = (*_CHANNELS, "kernel_size", "stride", "padding", "dilation", "padding_mode")
@@ -26,6 +26,7 @@ _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats
 
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("in_features", "out_features", "bias"),
+    RandomFourierFeatures: ("in_features", "out_features", "lengthscale", "seed"),
     nn.Embedding: ("num_embeddings", "embedding_dim", "padding_idx"),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONV),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _CONV_TRANSPOSE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
@@ -191,7 +192,7 @@ class DrawsPosterior(Posterior):
         Raises:
             ModelMismatch: these are other data than those of the fit.
         """
-        old = self.problem
+        old, law = self.problem, self.problem.density.new_prior
         problem = prepare(
             old.model,
             data,
@@ -199,7 +200,11 @@ class DrawsPosterior(Posterior):
             data_plate=old.data_plate,
             temperature=old.density.temperature,
             likelihood_temperature=old.density.likelihood_temperature,
+            scaler=None if law is None else old.scaler,
         )
+        if law is not None:
+            density = problem.density.with_gaussian_prior(*law)
+            problem = replace(problem, density=density, prior_rows=old.prior_rows)
         if not _extends(old, problem):
             raise ModelMismatch("These are not the data that the posterior was fitted on, or not in the same order.")
         whole = copy.copy(self)

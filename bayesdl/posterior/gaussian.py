@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from bayesdl.errors import MethodError
 from bayesdl.posterior.base import Posterior
-from bayesdl.posterior.covariance import Diagonal, restore
 from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.prior import prior_law
 from bayesdl.posterior.problem import Problem
-
-COVARIANCE = "covariance/"
-"""Before the names of the covariance's parts in a file."""
 
 
 class GaussianPosterior(Posterior):
@@ -60,29 +55,20 @@ class GaussianPosterior(Posterior):
     def kl(self) -> float | None:
         """KL(q || prior) in nats, exact, in float64; None if there is none in closed form.
 
-        That takes a prior that is an independent Gaussian over z, and a q that is a point nowhere. The divergence is
+        That takes a prior that is Gaussian over z, and a q that is a point nowhere. The divergence is
         invariant under reparameterisation, so over z it is what it is over the constrained latents.
         """
-        prior = self.problem.density.gaussian_prior()
+        prior = prior_law(self.problem.density)
         if prior is None:
             return None
-        found = self.law.kl(Normal(prior[0], Diagonal(prior[1])))
+        found = self.law.kl(prior)
         return None if found.isposinf() else float(found)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Mean and covariance, and the prior over z where it is Gaussian (it may have been learnt)."""
-        prior = self.problem.density.gaussian_prior()
-        parts = {f"{COVARIANCE}{name}": part for name, part in self.law.covariance.tensors().items()}
-        extra = {} if prior is None else {"prior_mean": prior[0], "prior_sd": prior[1]}
-        return {"mean": self.mean, **parts, **extra}
+        """Mean and covariance."""
+        return self.law.tensors()
 
     @classmethod
     def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> GaussianPosterior:
-        """Rebuild what ``tensors`` wrote; a prior other than the program's was learnt, and replaces it."""
-        if problem is not None and "prior_mean" in tensors:
-            learnt = tensors["prior_mean"], tensors["prior_sd"]
-            own = problem.density.gaussian_prior()
-            if own is None or not (torch.equal(own[0], learnt[0]) and torch.equal(own[1], learnt[1])):
-                problem = replace(problem, density=problem.density.with_gaussian_prior(*learnt))
-        parts = {name.removeprefix(COVARIANCE): part for name, part in tensors.items() if name.startswith(COVARIANCE)}
-        return cls(problem, Normal(tensors["mean"], restore(parts)), info)
+        """Rebuild what ``tensors`` wrote."""
+        return cls(problem, Normal.restore(tensors), info)

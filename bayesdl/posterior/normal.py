@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from bayesdl._rng import generator
 from bayesdl.errors import MethodError
-from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, LowRank
+from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, LowRank, restore
+
+COVARIANCE = "covariance/"
+"""Before the names of the covariance's parts in a file."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,20 @@ class Normal:
             MethodError: the other law is not wider in every direction, so that there is no such law.
         """
         return _combined(self, other, -1.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Mean and the covariance's parts by name, from which ``restore`` makes the law again."""
+        return {"mean": self.mean} | {f"{COVARIANCE}{name}": part for name, part in self.covariance.tensors().items()}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor]) -> Normal:
+        """The law that has these parts."""
+        parts = {name.removeprefix(COVARIANCE): part for name, part in tensors.items() if name.startswith(COVARIANCE)}
+        return cls(tensors["mean"], restore(parts))
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Normal:
+        """The same law in another type, on another device."""
+        return Normal.restore({name: part.to(device, dtype) for name, part in self.tensors().items()})
 
 
 def _combined(one: Normal, other: Normal, sign: float) -> Normal:

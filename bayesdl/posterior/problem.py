@@ -117,6 +117,8 @@ class Problem:
             temperature=self.density.temperature,
             likelihood_temperature=self.density.likelihood_temperature,
         )
+        if self.density.new_prior is not None:
+            density = density.with_gaussian_prior(*self.density.new_prior)
         rows = None if self.rows is None else self.rows.take(index)
         return replace(self, density=density, batch=batch, rows=rows)
 
@@ -198,6 +200,7 @@ def prepare(
     temperature: float = 1.0,
     likelihood_temperature: float = 1.0,
     like: LogDensity | None = None,
+    scaler: Scaler | None = None,
 ) -> Problem:
     """Make a model and its data ready.
 
@@ -214,6 +217,7 @@ def prepare(
         likelihood_temperature: T_L of ``LogDensity``.
         like: the model's density over other data; if the arguments have the same shapes, the program is not looked into
             once more, and recorded graphs are shared.
+        scaler: the units of an earlier fit, in which its weights have their meaning; for pairs as well.
 
     Raises:
         DataError: the data cannot be used.
@@ -230,6 +234,8 @@ def prepare(
     if isinstance(data, Mapping):
         if prior_rows is not None:
             raise DataError("prior_rows needs row identities: pass a Dataset or a pair (x, y) instead of a dict.")
+        if scaler is not None and changes_units(scaler):
+            raise DataError("The earlier fit standardised its data, and a dict has no names for inputs and targets.")
         batch: dict[str, Any] = {name: _value(value, name) for name, value in data.items()}
         names: tuple[str | None, str | None] = (None, None)
         scaler, rows, shaped = Scaler.identity(torch.empty(1, 0)), None, None
@@ -240,10 +246,13 @@ def prepare(
         dataset = _dataset(data, model.task if network else None)
         task, classes, rows = dataset.task, dataset.classes, dataset.rows
         reserved = _reserved(prior_rows, dataset, seed)
-        scaled = network and isinstance(data, Dataset)
+        scaled = network and isinstance(data, Dataset) and scaler is None
         scale_y = scaled and dataset.task == "regression" and model.scales_y
         source = dataset if reserved is None else dataset.subset(dataset.rows.isin(reserved))
-        scaler = Scaler.fit(source.x, source.y, scale_y=scale_y) if scaled else Scaler.identity(dataset.x)
+        if scaled:
+            scaler = Scaler.fit(source.x, source.y, scale_y=scale_y)
+        elif scaler is None or not changes_units(scaler):
+            scaler = Scaler.identity(dataset.x)
         shaped = None
         if reserved is not None or not scaled:
             shaped = RowIds.concat([part for part in (reserved, dataset.shaped_by) if part is not None])

@@ -18,9 +18,11 @@ from bayesdl.errors import DataError, FileError, MethodError, ModelMismatch, Mod
 from bayesdl.models import BayesianNetwork
 from bayesdl.posterior import layout
 from bayesdl.posterior.base import Posterior, Record
+from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.prior import prior_law, with_prior_law
 from bayesdl.posterior.problem import Problem, changes_units
 
-FORMAT = 1
+FORMAT = 2
 PROBE_ROWS = 4
 """Training rows that are stored with a posterior, by which the model is recognised."""
 JSON, TENSORS, NEXT = "posterior.json", "posterior.safetensors", "posterior.next.safetensors"
@@ -61,6 +63,8 @@ def save(posterior: Posterior, path: Path) -> Path:
     tensors = {f"posterior/{name}": value for name, value in posterior.tensors().items()}
     tensors |= {f"probe/{name}": value for name, value in probe.items()}
     tensors |= {f"scaler/{name}": value for name, value in problem.scaler.state().items()}
+    if problem.density.new_prior is not None and (prior := prior_law(problem.density)) is not None:
+        tensors |= {f"prior/{name}": value for name, value in prior.tensors().items()}
     tensors |= {"check/z": point, "check/log_density": _density(problem, {**probe, **plain}).log_density(point)}
     model: dict[str, Any] | None = None
     if isinstance(problem.model, BayesianNetwork):
@@ -236,6 +240,9 @@ def _problem(model: Any, fields: dict[str, Any], description: Any, tensors: dict
     options = {name: description["data"][name] for name in ("data_plate", "temperature", "likelihood_temperature")}
     density = LogDensity(model, fields["batch"], **options)
     _recognise(density, description, tensors)
+    prior = _part(tensors, "prior/")
+    if prior:  # learnt, or an earlier posterior
+        density = with_prior_law(density, Normal.restore(prior))
     return Problem(model=model, density=density, **fields)
 
 

@@ -1,0 +1,87 @@
+"""Bayesian linear regression in closed form, for any noise level and scale of the prior."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bayesdl.density import LogDensity
+from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal
+from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.prior import prior_law
+
+
+@dataclass
+class LinearGaussian:
+    r"""``y ~ N(X w, s^2)`` with ``w ~ N(m, a^2 S)``: posterior and evidence for all s and a from one factorisation.
+
+    With ``S = L L^T`` and ``L^T X^T X L = U diag(l) U^T`` the coordinates of ``w = m + a L U v`` are independent, under
+    the prior and under the posterior. All is computed in double precision. Source: Bishop (2006), Pattern Recognition
+    and Machine Learning, sections 3.3 and 3.5. Cost P^3 once, then P for an evidence.
+
+    Args:
+        gram: ``X^T X``, ``[P, P]``.
+        moment: ``X^T (y - X m)``, ``[P]``.
+        square: ``|y - X m|^2``.
+        count: number of targets.
+        prior: N(m, S).
+    """
+
+    gram: Tensor
+    moment: Tensor
+    square: Tensor
+    count: int
+    prior: Normal
+    directions: Tensor = field(init=False)
+    values: Tensor = field(init=False)
+    projected: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Diagonalise."""
+        root = torch.linalg.cholesky(self.prior.covariance.double().dense())
+        values, rotation = torch.linalg.eigh(root.mT @ self.gram @ root)
+        self.values, self.directions = values.clamp(min=0.0), root @ rotation
+        self.projected = self.directions.mT @ self.moment
+
+    def posterior(self, noise: float, scale: float = 1.0) -> Normal:
+        """The law of w given the targets."""
+        precision = scale**-2 + self.values / noise**2
+        mean = self.prior.mean.double() + self.directions @ (self.projected / noise**2 / precision)
+        return Normal(mean, Dense.of((self.directions / precision) @ self.directions.mT))
+
+    def log_evidence(self, log_noise: Tensor, log_scale: Tensor) -> Tensor:
+        """``log N(y; X m, s^2 I + a^2 X S X^T)`` at log s and log a, differentiable."""
+        variance, spread = (2 * log_noise).exp(), (2 * log_scale).exp()
+        ratio = spread * self.values / variance
+        explained = (self.projected.square() * spread / (1 + ratio)).sum() / variance
+        log_det = self.count * (math.log(2 * math.pi) + 2 * log_noise) + ratio.log1p().sum()
+        return -0.5 * (log_det + (self.square - explained) / variance)
+
+
+def prior_of(density: LogDensity, part: slice, z: Tensor | None) -> Normal | None:
+    """The prior of some coordinates, given the others at z where it is coupled to them; None if not Gaussian."""
+    law = prior_law(density)
+    if law is not None:
+        if not isinstance(law.covariance, Diagonal) and z is not None:
+            for rest in (slice(part.stop, law.dim), slice(0, part.start)):  # the later one first: places stay
+                law = law.conditional(rest, z[rest]) if rest.stop > rest.start else law
+            return law
+        return law.marginal(part)
+    own = [site.gaussian for site in density.sites if part.start <= site.start < part.stop]
+    if None in own:
+        return None
+    mean, sd = (torch.cat([pair[k].reshape(-1) for pair in own if pair is not None]) for k in range(2))
+    return Normal(mean, Diagonal(sd))
+
+
+def embedded(law: Normal, z: Tensor, part: slice) -> Normal:
+    """The law of some coordinates among the others, which are points."""
+    rest = slice(0, part.start), slice(part.stop, len(z))
+    points: list[Covariance] = [Diagonal(torch.zeros_like(z[where])) for where in rest]
+    blocks = [points[0], law.covariance, points[1]]
+    kept = tuple(block for block in blocks if block.dim)
+    mean = torch.cat([z[rest[0]], law.mean, z[rest[1]]])
+    return Normal(mean, kept[0] if len(kept) == 1 else Blocks(kept))
