@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from bayesdl.infer.sghmc import SGHMC as SGHMC
     from bayesdl.infer.sgld import SGLD as SGLD
     from bayesdl.infer.sgnht import SGNHT as SGNHT
+    from bayesdl.infer.snapshots import SnapshotEnsemble as SnapshotEnsemble
+    from bayesdl.infer.swag import SWAG as SWAG
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP
     from bayesdl.infinite.methods import NNGP as NNGP

@@ -17,6 +17,8 @@ METHODS: dict[str, str] = {
     "MaximumLikelihood": "bayesdl.infer.optimise:MaximumLikelihood",
     "MAP": "bayesdl.infer.optimise:MAP",
     "DeepEnsemble": "bayesdl.infer.ensemble:DeepEnsemble",
+    "SnapshotEnsemble": "bayesdl.infer.snapshots:SnapshotEnsemble",
+    "SWAG": "bayesdl.infer.swag:SWAG",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "GuideVI": "bayesdl.infer.guide:GuideVI",
     "SGLD": "bayesdl.infer.sgld:SGLD",

@@ -7,6 +7,7 @@ from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.functions import FunctionPosterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.guide import GuidePosterior
+from bayesdl.posterior.mixture import MixturePosterior
 from bayesdl.posterior.prediction import GaussianPrediction, Prediction
 from bayesdl.posterior.prior_predictive import prior_predictive
 from bayesdl.posterior.problem import Problem, prepare
@@ -19,6 +20,7 @@ __all__ = [
     "GaussianPosterior",
     "GaussianPrediction",
     "GuidePosterior",
+    "MixturePosterior",
     "Posterior",
     "Prediction",
     "Problem",

@@ -30,6 +30,7 @@ KINDS = {
     "streamed": "bayesdl.posterior.streamed:StreamedPosterior",
     "functions": "bayesdl.posterior.functions:FunctionPosterior",
     "gaussian": "bayesdl.posterior.gaussian:GaussianPosterior",
+    "mixture": "bayesdl.posterior.mixture:MixturePosterior",
     "guide": "bayesdl.posterior.guide:GuidePosterior",
     "gp": "bayesdl.infinite.posterior:GPPosterior",
 }
