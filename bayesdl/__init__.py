@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
     from bayesdl.infer.mala import MALA as MALA
+    from bayesdl.infer.mc_dropout import MCDropout as MCDropout
     from bayesdl.infer.mclmc import MCLMC as MCLMC
     from bayesdl.infer.method import Method as Method
     from bayesdl.infer.nuts import NUTS as NUTS

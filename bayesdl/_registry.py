@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {
     "MaximumLikelihood": "bayesdl.infer.optimise:MaximumLikelihood",
     "MAP": "bayesdl.infer.optimise:MAP",
     "DeepEnsemble": "bayesdl.infer.ensemble:DeepEnsemble",
+    "MCDropout": "bayesdl.infer.mc_dropout:MCDropout",
     "SnapshotEnsemble": "bayesdl.infer.snapshots:SnapshotEnsemble",
     "SWAG": "bayesdl.infer.swag:SWAG",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",

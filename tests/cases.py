@@ -38,17 +38,20 @@ class MethodCase:
         settings: its arguments.
         random: whether another seed gives another posterior.
         weights: whether the posterior has draws of the latents.
+        dropout: rate behind the hidden layer of the network that it is tried on.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     random: bool = True
     weights: bool = True
+    dropout: float = 0.0
 
 
 METHODS: dict[str, MethodCase] = {
     "MaximumLikelihood": MethodCase({"steps": 60}),
     "MAP": MethodCase({"steps": 60}),
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
+    "MCDropout": MethodCase({"steps": 60}, weights=False, dropout=0.2),
     "SnapshotEnsemble": MethodCase({"steps": 60, "cycles": 3}),
     "SWAG": MethodCase({"steps": 60, "batch_size": 7, "snapshots": 10, "rank": 4}),
     "MeanFieldVI": MethodCase({"steps": 60}),
@@ -74,6 +77,10 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-minibatch": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2, "average": "polyak"})),
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
+    "MCDropout-minibatch": (
+        "MCDropout",
+        MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2}, weights=False, dropout=0.2),
+    ),
     "SWAG-members": (
         "SWAG",
         MethodCase({"steps": 20, "batch_size": 7, "snapshots": 9, "rank": 3, "members": 3, "replacement": True}),
@@ -152,9 +159,9 @@ def dataset(kind: str) -> bdl.Dataset:
     return bdl.Dataset.from_arrays(raw, np.array(["high", "low", "middle"])[thirds.numpy()], name=kind)
 
 
-def network(kind: str, dtype: torch.dtype = DOUBLE) -> bdl.BayesianNetwork:
+def network(kind: str, dtype: torch.dtype = DOUBLE, dropout: float = 0.0) -> bdl.BayesianNetwork:
     """A network with three hidden units for ``dataset(kind)``; erf, because it has an infinitely wide limit too."""
-    return bdl.models.mlp(dataset(kind), hidden=(3,), activation="erf").to(dtype)
+    return bdl.models.mlp(dataset(kind), hidden=(3,), activation="erf", dropout=dropout).to(dtype)
 
 
 NETWORKS = ("regression", "binary", "classes")

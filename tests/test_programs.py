@@ -46,6 +46,8 @@ PROGRAMS: dict[str, Callable[..., Any]] = {"hierarchical": hierarchical, "mixtur
 REFUSED = {
     ("hierarchical", "NNGP"): "BayesianNetwork",
     ("hierarchical", "GP"): "BayesianNetwork",
+    ("hierarchical", "MCDropout"): "Dropout",
+    ("mixture", "MCDropout"): "Dropout",
     ("mixture", "NNGP"): "BayesianNetwork",
     ("mixture", "GP"): "BayesianNetwork",
     ("hierarchical", "EllipticalSlice"): "independent Gaussian",

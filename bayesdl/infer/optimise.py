@@ -160,7 +160,7 @@ class Optimiser(Training):
         else:
             engine = self.engine(training, run, members, begin, held_out)
             note = {"members_in_parallel": True}
-        state = run.drive(engine, training.density)
+        state = run.drive(engine, engine.density)
         if state["step"] == 0:
             raise run.too_early("the first update")
         return engine.result(state), note | engine.report(state)

@@ -49,6 +49,7 @@ class TrainingEngine(Engine):
         """Derive the data order, the number of steps and the learning rates."""
         method = self.method
         self.label = method.name
+        self.density = self.problem.density
         self.order = self.data_order()
         self.total = method.steps if method.epochs is None else method.epochs * self.order.batches
         rate = method.learning_rate
@@ -70,7 +71,7 @@ class TrainingEngine(Engine):
 
     def value_and_grad(self, z: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
         """What is maximised, ``[M]``, and its gradient ``[M, D]``."""
-        return self.problem.density.value_and_grad(z, batch, target=self.method.target, per_chain=batch is not None)
+        return self.density.value_and_grad(z, batch, target=self.method.target, per_chain=batch is not None)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""

@@ -31,6 +31,7 @@ KINDS = {
     "functions": "bayesdl.posterior.functions:FunctionPosterior",
     "gaussian": "bayesdl.posterior.gaussian:GaussianPosterior",
     "mixture": "bayesdl.posterior.mixture:MixturePosterior",
+    "dropout": "bayesdl.posterior.dropout:DropoutPosterior",
     "guide": "bayesdl.posterior.guide:GuidePosterior",
     "gp": "bayesdl.infinite.posterior:GPPosterior",
 }
