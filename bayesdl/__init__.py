@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.sgld import SGLD as SGLD
     from bayesdl.infer.sgnht import SGNHT as SGNHT
     from bayesdl.infer.snapshots import SnapshotEnsemble as SnapshotEnsemble
+    from bayesdl.infer.svgd import SVGD as SVGD
     from bayesdl.infer.swag import SWAG as SWAG
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP

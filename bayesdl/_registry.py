@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "MCDropout": "bayesdl.infer.mc_dropout:MCDropout",
     "SnapshotEnsemble": "bayesdl.infer.snapshots:SnapshotEnsemble",
     "SWAG": "bayesdl.infer.swag:SWAG",
+    "SVGD": "bayesdl.infer.svgd:SVGD",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "GuideVI": "bayesdl.infer.guide:GuideVI",
     "SGLD": "bayesdl.infer.sgld:SGLD",

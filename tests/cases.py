@@ -54,6 +54,7 @@ METHODS: dict[str, MethodCase] = {
     "MCDropout": MethodCase({"steps": 60}, weights=False, dropout=0.2),
     "SnapshotEnsemble": MethodCase({"steps": 60, "cycles": 3}),
     "SWAG": MethodCase({"steps": 60, "batch_size": 7, "snapshots": 10, "rank": 4}),
+    "SVGD": MethodCase({"steps": 60, "particles": 4}),
     "MeanFieldVI": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
@@ -77,6 +78,10 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-minibatch": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2, "average": "polyak"})),
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
+    "DeepEnsemble-randomised": (
+        "DeepEnsemble",
+        MethodCase({"steps": 40, "members": 2, "batch_size": 7, "anchored": True, "bootstrap": True}),
+    ),
     "MCDropout-minibatch": (
         "MCDropout",
         MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2}, weights=False, dropout=0.2),
@@ -85,6 +90,7 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
         "SWAG",
         MethodCase({"steps": 20, "batch_size": 7, "snapshots": 9, "rank": 3, "members": 3, "replacement": True}),
     ),
+    "SVGD-minibatch": ("SVGD", MethodCase({"steps": 40, "particles": 3, "batch_size": 7})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),
     "SGLD-minibatch": ("SGLD", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
     "SGLD-schedule": (
