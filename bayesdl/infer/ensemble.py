@@ -68,8 +68,7 @@ class DeepEnsemble(Optimiser):
         """Check the settings."""
         super().__post_init__()
         check.whole(self.name, members=self.members)
-        for name in RANDOMISED:
-            check.one_of(self.name, (True, False), **{name: getattr(self, name)})
+        check.flag(self.name, anchored=self.anchored, perturbed=self.perturbed, bootstrap=self.bootstrap)
         asked = [name for name in RANDOMISED if getattr(self, name)]
         if self.optimizer == "lbfgs" and asked:
             raise MethodError(f"{self.name}(optimizer='lbfgs') trains all members on one problem: leave out {asked}.")
@@ -165,8 +164,8 @@ def known_noise(method: str, problem: Problem) -> tuple[Tensor, Tensor]:
             found += [law.scale] if isinstance(law, Normal) else []
     if len(found) < 2 or not torch.equal(found[0], found[1]):
         raise MethodError(
-            f"{method}(perturbed=True) adds draws of the likelihood's noise to the targets y of a pair (x, y), and needs "
-            "Gaussian noise of a known size, as in likelihoods.Gaussian(noise=0.5). Use anchored= or bootstrap=."
+            f"{method}(perturbed=True) adds draws of the likelihood's noise to the targets y of a pair (x, y). It "
+            "needs Gaussian noise of a known size, as in likelihoods.Gaussian(noise=0.5). Use anchored= or bootstrap=."
         )
     target: Tensor = problem.batch[str(problem.y_name)]
     return target, found[0]

@@ -80,7 +80,7 @@ class SWAG(Training):
         check.whole_or_none(self.name, every=self.every)
         check.whole(self.name, members=self.members)
         check.positive(self.name, rate=self.rate)
-        check.one_of(self.name, (True, False), replacement=self.replacement)
+        check.flag(self.name, replacement=self.replacement)
 
     def work(self, problem: Problem) -> Work:
         """One gradient of all members an update, in both stages."""

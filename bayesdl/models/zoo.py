@@ -78,7 +78,7 @@ def mlp(
         raise ModelError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}; got {activation!r}.")
     if not _are_widths(hidden):
         raise ModelError(f"hidden must be a sequence of positive integers, such as (16,); got {hidden!r}.")
-    if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+    if not 0 <= dropout < 1:
         raise ModelError(f"dropout must be a rate, at least 0 and below 1; got {dropout!r}.")
     likelihood = _likelihood_for(data) if likelihood is None else likelihood
     if likelihood.task != data.task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
+from bayesdl.posterior.dropout import DropoutPosterior
 from bayesdl.posterior.functions import FunctionPosterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.guide import GuidePosterior
@@ -16,6 +17,7 @@ from bayesdl.posterior.streamed import StreamedPosterior
 
 __all__ = [
     "DrawsPosterior",
+    "DropoutPosterior",
     "FunctionPosterior",
     "GaussianPosterior",
     "GaussianPrediction",

@@ -173,10 +173,8 @@ def test_each_member_is_the_ridge_estimate_of_its_own_problem() -> None:
 def test_gradients_of_an_epoch_average_to_that_of_each_members_own_rows() -> None:
     problem, z = prepare(conjugate().program, conjugate().data), torch.full((3, 3), 0.2, dtype=torch.float64)
     flags = {"anchored": True, "perturbed": True, "bootstrap": True}
-    whole, parts = (
-        EnsembleEngine(DeepEnsemble(members=3, batch_size=size, **flags), problem, 0, 3, lambda: z)
-        for size in (None, 12)
-    )
+    methods = [DeepEnsemble(members=3, batch_size=size, **flags) for size in (None, 12)]
+    whole, parts = (EnsembleEngine(method, problem, 0, 3, lambda: z) for method in methods)
     value, expected = whole.value_and_grad(z, whole.batch({}, None))
     state, values, gradients = parts.init(), [], []
     for _ in range(5):
