@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.kalman import KalmanFilter as KalmanFilter
     from bayesdl.infer.last_layer import LastLayer as LastLayer
     from bayesdl.infer.mala import MALA as MALA
+    from bayesdl.infer.mc_dropout import MCDropout as MCDropout
     from bayesdl.infer.mclmc import MCLMC as MCLMC
     from bayesdl.infer.method import Method as Method
     from bayesdl.infer.nuts import NUTS as NUTS
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
     from bayesdl.infer.sghmc import SGHMC as SGHMC
     from bayesdl.infer.sgld import SGLD as SGLD
     from bayesdl.infer.sgnht import SGNHT as SGNHT
+    from bayesdl.infer.snapshots import SnapshotEnsemble as SnapshotEnsemble
+    from bayesdl.infer.svgd import SVGD as SVGD
+    from bayesdl.infer.swag import SWAG as SWAG
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP
     from bayesdl.infinite.methods import NNGP as NNGP

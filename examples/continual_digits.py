@@ -10,9 +10,9 @@ but where the prior comes from:
 - *prior=posterior* starts there too, and has the last posterior as its prior (Nguyen et al., 2018);
 - *all tasks at once* sees every image so far, which the others may not: what could be reached.
 
-What to look for: fine-tuning forgets the first task while it learns the fifth, because nothing but its start tells it of
-the earlier ones. Under yesterday's posterior the weights that the earlier tasks need are held where they are, and the
-others are free.
+What to look for: fine-tuning forgets the first task while it learns the fifth, because nothing but its start tells it
+of the earlier ones. Under yesterday's posterior the weights that the earlier tasks need are held where they are, and
+the others are free.
 """
 
 from __future__ import annotations

@@ -39,12 +39,14 @@ class MethodCase:
         random: whether another seed gives another posterior.
         weights: whether the posterior has draws of the latents.
         kinds: the data sets that it can be fitted to.
+        dropout: rate behind the hidden layer of the network that it is tried on.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     random: bool = True
     weights: bool = True
     kinds: tuple[str, ...] = ("regression", "binary", "classes")
+    dropout: float = 0.0
 
 
 METHODS: dict[str, MethodCase] = {
@@ -53,6 +55,10 @@ METHODS: dict[str, MethodCase] = {
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
     "KalmanFilter": MethodCase({}, kinds=("regression",)),
     "LastLayer": MethodCase({"steps": 60}, kinds=("regression",)),
+    "MCDropout": MethodCase({"steps": 60}, weights=False, dropout=0.2),
+    "SnapshotEnsemble": MethodCase({"steps": 60, "cycles": 3}),
+    "SWAG": MethodCase({"steps": 60, "batch_size": 7, "snapshots": 10, "rank": 4}),
+    "SVGD": MethodCase({"steps": 60, "particles": 4}),
     "MeanFieldVI": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
@@ -76,6 +82,19 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-minibatch": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2, "average": "polyak"})),
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
+    "DeepEnsemble-randomised": (
+        "DeepEnsemble",
+        MethodCase({"steps": 40, "members": 2, "batch_size": 7, "anchored": True, "bootstrap": True}),
+    ),
+    "MCDropout-minibatch": (
+        "MCDropout",
+        MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2}, weights=False, dropout=0.2),
+    ),
+    "SWAG-members": (
+        "SWAG",
+        MethodCase({"steps": 20, "batch_size": 7, "snapshots": 9, "rank": 3, "members": 3, "replacement": True}),
+    ),
+    "SVGD-minibatch": ("SVGD", MethodCase({"steps": 40, "particles": 3, "batch_size": 7})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),
     "KalmanFilter-batches": ("KalmanFilter", MethodCase({"batch_size": 5, "noise": 0.5}, kinds=("regression",))),
     "SGLD-minibatch": ("SGLD", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
@@ -151,9 +170,9 @@ def dataset(kind: str) -> bdl.Dataset:
     return bdl.Dataset.from_arrays(raw, np.array(["high", "low", "middle"])[thirds.numpy()], name=kind)
 
 
-def network(kind: str, dtype: torch.dtype = DOUBLE) -> bdl.BayesianNetwork:
+def network(kind: str, dtype: torch.dtype = DOUBLE, dropout: float = 0.0) -> bdl.BayesianNetwork:
     """A network with three hidden units for ``dataset(kind)``; erf, because it has an infinitely wide limit too."""
-    return bdl.models.mlp(dataset(kind), hidden=(3,), activation="erf").to(dtype)
+    return bdl.models.mlp(dataset(kind), hidden=(3,), activation="erf", dropout=dropout).to(dtype)
 
 
 NETWORKS = ("regression", "binary", "classes")

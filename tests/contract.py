@@ -39,6 +39,10 @@ class Subject:
         """The method with its quick settings and others."""
         return method_class(self.name)(**self.case.settings, **more)
 
+    def network(self, kind: str = "regression", dtype: torch.dtype = DOUBLE) -> bdl.BayesianNetwork:
+        """The network that the method is tried on."""
+        return network(kind, dtype, self.case.dropout)
+
     def fit(self, kind: str = "regression", *, fresh: bool = False, **options: Any) -> bdl.Posterior:
         """A posterior on one of the small data sets; kept, unless a fresh one is asked for."""
         key = (kind, *options.items())
@@ -50,7 +54,7 @@ class Subject:
                 self.steps[key] = state["step"]
 
             with untouched(), redirect_stdout(quiet), redirect_stderr(quiet):
-                posterior = bdl.fit(network(kind), dataset(kind), self.method(), callback=count, **options)
+                posterior = bdl.fit(self.network(kind), dataset(kind), self.method(), callback=count, **options)
             assert quiet.getvalue() == "", "a fit whose output nobody watches prints nothing"
             if fresh:
                 return posterior
@@ -91,7 +95,7 @@ def the_seed_decides_everything(subject: Subject, folder: Path) -> None:
 @check
 def a_stopped_fit_resumes_bit_for_bit(subject: Subject, folder: Path) -> None:
     whole = subject.fit()
-    data, model = dataset("regression"), network("regression")
+    data, model = dataset("regression"), subject.network("regression")
     checkpoint = bdl.Checkpoint(folder / "run", every=7)
     total = subject.steps[("regression",)]
     for stop in {max(1, total // 4), max(1, 3 * total // 4)}:
@@ -126,7 +130,7 @@ def a_loaded_posterior_is_the_saved_one(subject: Subject, folder: Path) -> None:
         loaded.save(folder / "again")
         for name in ("posterior.json", "posterior.safetensors"):
             assert (folder / "again" / name).read_bytes() == (folder / kind / name).read_bytes()
-        with_model = bdl.load(folder / kind, network(kind))
+        with_model = bdl.load(folder / kind, subject.network(kind))
         assert_equal(predictions(with_model, x), predictions(posterior, x))
 
 
@@ -245,7 +249,7 @@ def one_draw_has_no_epistemic_part(subject: Subject, folder: Path) -> None:
 @check
 def one_row_is_enough_to_fit(subject: Subject, folder: Path) -> None:
     data = dataset("regression")
-    prediction = bdl.fit(network("regression"), data.subset([0]), subject.method()).predict(data.x)
+    prediction = bdl.fit(subject.network("regression"), data.subset([0]), subject.method()).predict(data.x)
     for statistic in ("mean", "epistemic", "aleatoric"):
         assert getattr(prediction, statistic).isfinite().all()
 
@@ -255,7 +259,7 @@ def predictions_are_in_raw_units(subject: Subject, folder: Path) -> None:
     data, plain = dataset("regression"), subject.fit()
     # Steps of powers of two change no digit of the standardised numbers, so the fits are the same bit for bit.
     other = bdl.Dataset.from_arrays(data.x / 4 + 3, 1024 + 16 * data.y, name="other units")
-    moved = bdl.fit(network("regression"), other, subject.method())
+    moved = bdl.fit(subject.network("regression"), other, subject.method())
     assert plain.units == moved.units == "scaled"
     left, right = plain.predict(data.x), moved.predict(other.x)
     torch.testing.assert_close(right.mean, 1024 + 16 * left.mean)
@@ -279,7 +283,7 @@ def a_temperature_is_taken_or_refused(subject: Subject, folder: Path) -> None:
     except bdl.errors.MethodError as error:
         assert "temperature=4.0" in str(error)  # noqa: PT017
         return
-    hot = bdl.fit(network("regression"), dataset("regression"), method)
+    hot = bdl.fit(subject.network("regression"), dataset("regression"), method)
     assert hot.info["settings"]["temperature"] == 4.0
     assert hot.predict(dataset("regression").x).mean.isfinite().all()
     cold = subject.fit().tensors()
@@ -289,7 +293,7 @@ def a_temperature_is_taken_or_refused(subject: Subject, folder: Path) -> None:
 @check
 def networks_in_float32_stay_in_float32(subject: Subject, folder: Path) -> None:
     data = dataset("regression")
-    model = network("regression", torch.float32)
+    model = subject.network("regression", torch.float32)
     posterior = bdl.fit(model, data, subject.method())
     assert model.dtype == torch.float32
     if subject.case.weights:

@@ -49,6 +49,7 @@ REFUSED = {
         for program in PROGRAMS
         for method in ("NNGP", "GP", "LastLayer", "KalmanFilter")
     },
+    **dict.fromkeys([(program, "MCDropout") for program in PROGRAMS], "Dropout"),
     ("hierarchical", "EllipticalSlice"): "independent Gaussian",
     ("mixture", "EllipticalSlice"): "independent Gaussian",
 }

@@ -38,6 +38,7 @@ class LBFGSEngine(Engine):
         """Count the steps; their number is an upper limit, since a member ends when it has converged."""
         self.chunks = math.ceil(self.iterations / CHUNK)
         self.total = self.chunks * self.members
+        self.density = self.problem.density
 
     def init(self) -> State:
         """All members at their starts."""
@@ -63,7 +64,7 @@ class LBFGSEngine(Engine):
         )
 
         def closure() -> float:
-            value, gradient = self.problem.density.value_and_grad(z.detach(), target=self.target)
+            value, gradient = self.density.value_and_grad(z.detach(), target=self.target)
             z.grad = -gradient / scale
             return -float(value) / scale
 

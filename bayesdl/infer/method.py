@@ -71,6 +71,13 @@ def one_of(method: str, allowed: tuple[str | None, ...], **settings: Any) -> Non
             raise MethodError(f"{method}({name}={value!r}): {name} must be one of {choices}.")
 
 
+def flag(method: str, **settings: Any) -> None:
+    """Raise MethodError for a setting that is neither True nor False."""
+    for name, value in settings.items():
+        if not isinstance(value, bool):
+            raise MethodError(f"{method}({name}={value!r}): {name} must be True or False.")
+
+
 def rate(method: str, **settings: Any) -> None:
     """Raise MethodError for a setting that is neither a positive number nor a Schedule."""
     for name, value in settings.items():

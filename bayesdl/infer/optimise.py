@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,22 +30,69 @@ NOT_FOR_LBFGS = ("epochs", "batch_size", "clip_norm", "validation", "average")
 
 
 @dataclass(frozen=True)
-class Optimiser(Method):
-    """Settings and engine of the methods that look for a maximum.
+class Training(Method):
+    """Settings of the methods that train by stochastic gradients, all members side by side.
 
-    The loss is -(log joint) / N, with N the number of rows, so that a learning rate suits small and large data alike.
-    It is minimised in unconstrained coordinates; for MAP the density is the one in the constrained space (no Jacobian),
-    so the mode is that of p(theta | y).
+    The loss is -(log density) / N, with N the number of rows, so that a learning rate suits small and large data alike.
+    It is minimised in unconstrained coordinates.
 
     Args:
-        steps: updates of each member; with ``"lbfgs"`` iterations of each member.
+        steps: updates of each member.
         epochs: passes through the rows; replaces ``steps`` if given.
         batch_size: rows in a mini-batch, drawn without replacement, the last incomplete one of an epoch left out; None
             or at least N takes all rows.
-        optimizer: "adam", "rmsprop", "sgd" (momentum 0.9), or "lbfgs" (full batch, members one by one). Weight decay is
-            no setting: the prior is what decays weights.
+        optimizer: "adam", "rmsprop" or "sgd" (momentum 0.9). Weight decay is no setting: the prior is what decays
+            weights.
         learning_rate: a number, from which a cosine falls to zero over the run, or a Schedule.
         clip_norm: largest norm of a member's gradient of the loss; longer ones are shortened to it.
+    """
+
+    tempered: ClassVar[bool] = False
+    takes_parameters: ClassVar[bool] = True
+    target: ClassVar[Target] = "joint"
+    optimizers: ClassVar[tuple[str, ...]] = tuple(OPTIMISERS)
+
+    steps: int = 2000
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str = "adam"
+    learning_rate: float | Schedule = 0.02
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check.whole(self.name, steps=self.steps)
+        check.whole_or_none(self.name, epochs=self.epochs, batch_size=self.batch_size)
+        check.one_of(self.name, self.optimizers, optimizer=self.optimizer)
+        check.rate(self.name, learning_rate=self.learning_rate)
+        if self.clip_norm is not None:
+            check.positive(self.name, clip_norm=self.clip_norm)
+
+    def work(self, problem: Problem) -> Work:
+        """One gradient of all members a step."""
+        members = getattr(self, "members", 1)
+        batches = 1 if self.batch_size is None else max(1, problem.n // self.batch_size)
+        return Work(members, self.steps if self.epochs is None else self.epochs * batches, members)
+
+    def begin(self, problem: Problem, run: Run, members: int) -> Callable[[], Tensor]:
+        """Gives the starts ``[M, D]``: a module's own initialisation, unless ``run.init`` says otherwise."""
+        return lambda: start(problem, run, members, default="network", batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Optimiser(Training):
+    """Settings and engine of the methods that look for a maximum.
+
+    For MAP the density is the one in the constrained space (no Jacobian), so the mode is that of p(theta | y).
+
+    Args:
+        steps: updates of each member; with ``"lbfgs"`` iterations of each member.
+        epochs: as in ``Training``, like the four settings that follow.
+        batch_size: see there.
+        optimizer: one more than there: "lbfgs" (full batch, members one by one).
+        learning_rate: see there.
+        clip_norm: see there.
         validation: fraction of the rows that are not trained on; the values with the least negative log likelihood on
             them are returned.
         patience: looks at the validation rows without improvement after which a member stops; a look is taken once an
@@ -53,16 +101,8 @@ class Optimiser(Method):
             exponential mean with decay 0.999 and the start's weight removed; None returns the last iterate.
     """
 
-    tempered: ClassVar[bool] = False
-    takes_parameters: ClassVar[bool] = True
-    target: ClassVar[Target] = "joint"
+    optimizers: ClassVar[tuple[str, ...]] = (*OPTIMISERS, "lbfgs")
 
-    steps: int = 2000
-    epochs: int | None = None
-    batch_size: int | None = None
-    optimizer: str = "adam"
-    learning_rate: float | Schedule = 0.02
-    clip_norm: float | None = None
     validation: float | None = None
     patience: int = 20
     average: str | None = None
@@ -70,13 +110,8 @@ class Optimiser(Method):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        check.whole(self.name, steps=self.steps, patience=self.patience)
-        check.whole_or_none(self.name, epochs=self.epochs, batch_size=self.batch_size)
-        check.one_of(self.name, (*OPTIMISERS, "lbfgs"), optimizer=self.optimizer)
+        check.whole(self.name, patience=self.patience)
         check.one_of(self.name, AVERAGES, average=self.average)
-        check.rate(self.name, learning_rate=self.learning_rate)
-        if self.clip_norm is not None:
-            check.positive(self.name, clip_norm=self.clip_norm)
         if self.validation is not None:
             check.fraction(self.name, validation=self.validation)
         if self.optimizer == "lbfgs":
@@ -92,15 +127,20 @@ class Optimiser(Method):
 
     def work(self, problem: Problem) -> Work:
         """One gradient of all members a step."""
-        members = getattr(self, "members", 1)
         if self.optimizer == "lbfgs":
+            members = getattr(self, "members", 1)
             return Work(1, self.steps * members, members, "members one by one; line searches add some")
-        batches = 1 if self.batch_size is None else max(1, problem.n // self.batch_size)
-        return Work(members, self.steps if self.epochs is None else self.epochs * batches, members)
+        return super().work(problem)
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         z, info = self.optimise(problem, run, members=1)
         return as_posterior(problem, z, info, self.target)
+
+    def engine(
+        self, problem: Problem, run: Run, members: int, begin: Callable[[], Tensor], held_out: dict[str, Any] | None
+    ) -> OptimiserEngine:
+        """What trains the members, other than by L-BFGS."""
+        return OptimiserEngine(self, problem, run.seed, members, begin, held_out)
 
     def optimise(self, problem: Problem, run: Run, members: int) -> tuple[Tensor, dict[str, Any]]:
         """Train members side by side.
@@ -111,20 +151,16 @@ class Optimiser(Method):
         Raises:
             Divergence: a member's loss or gradient is not finite.
         """
-
-        def begin() -> Tensor:
-            return start(problem, run, members, default="network", batch_size=self.batch_size)
-
+        begin = self.begin(problem, run, members)
         training, held_out = self._split(problem, run)
         engine: LBFGSEngine | OptimiserEngine
         if self.optimizer == "lbfgs":
             engine = LBFGSEngine(self.name, problem, self.target, self.steps, members, begin)
             note = {"members_in_parallel": members == 1}
         else:
-            engine = OptimiserEngine(self, training, held_out, run.seed, members, begin)
-            engine.expect()
+            engine = self.engine(training, run, members, begin, held_out)
             note = {"members_in_parallel": True}
-        state = run.drive(engine, training.density)
+        state = run.drive(engine, engine.density)
         if state["step"] == 0:
             raise run.too_early("the first update")
         return engine.result(state), note | engine.report(state)

@@ -1,15 +1,16 @@
-"""The engine of the optimising methods: one update of all members at once in one ``[M, D]`` buffer."""
+"""The engines of the optimising methods: one update of all members at once in one ``[M, D]`` buffer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from bayesdl.density.log_density import Batch
 from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
@@ -19,7 +20,7 @@ from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.posterior.problem import Problem
 
 if TYPE_CHECKING:
-    from bayesdl.infer.optimise import Optimiser
+    from bayesdl.infer.optimise import Optimiser, Training
 
 EMA_DECAY = 0.999
 CHECK_EVERY = 10  # steps between two looks at the validation rows, where a step sees all rows
@@ -27,46 +28,128 @@ TRACE = 200  # points of a curve that are kept in ``posterior.info``
 
 
 @dataclass
-class OptimiserEngine(Engine):
-    """One update of all members at once; every state entry has the member's dimension first.
+class TrainingEngine(Engine):
+    """Stochastic gradient descent on -(log density) / N for all members; every state entry has the members first.
 
-    State: z ``[M, D]`` the iterate; slot.* ``[M, D]`` the optimiser's moments; average ``[M, D]``; best ``[M, D]`` and
-    best_loss ``[M]`` on the validation rows; stale ``[M]`` looks without improvement; active ``[M]`` not yet stopped;
-    trace ``[M, total]`` the losses; order.* the data order.
+    State: z ``[M, D]`` the iterate; slot.* ``[M, D]`` the optimiser's moments; trace ``[M, total]`` the losses; order.*
+    the data order.
+
+    What another method does otherwise is one of ``data_order``, ``batch``, ``value_and_grad`` and ``rate``.
     """
 
-    method: Optimiser
+    method: Training
     problem: Problem
-    held_out: dict[str, Any] | None
     seed: int
     members: int
     begin: Callable[[], Tensor]
+    own_batches: ClassVar[bool] = True  # every member has rows of its own
     label: str = field(init=False)
     total: int = field(init=False)
+    _announced: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Derive the data order, the number of steps and the learning rates."""
         method = self.method
         self.label = method.name
-        self.order = DataOrder(self.problem, method.batch_size, self.members, self.seed)
+        self.density = self.problem.density
+        self.order = self.data_order()
         self.total = method.steps if method.epochs is None else method.epochs * self.order.batches
         rate = method.learning_rate
         self.schedule = rate if isinstance(rate, Schedule) else Cosine(rate, self.total)
-        self.look_every = self.order.batches if self.order.batches > 1 else CHECK_EVERY
 
-    def expect(self) -> None:
-        """Tell the density how many gradients are to come, so that it may compile itself."""
-        size, density = self.order.size, self.problem.density
-        z = torch.zeros(self.members, density.dim, dtype=density.dtype, device=density.device)
-        rows = None if size is None else torch.arange(size).expand(self.members, size)
-        batch = None if rows is None else self.problem.minibatch(rows)
-        density.expect(self.total, z, batch, target=self.method.target, per_chain=batch is not None)
+    def data_order(self) -> DataOrder:
+        """Which rows come when."""
+        return DataOrder(self.problem, self.method.batch_size, self.members, self.seed)
 
     def init(self) -> State:
         """The members' starts, zero moments, fresh data orders."""
         z = self.begin()
         state: State = {"z": z, "trace": z.new_full((self.members, self.total), math.nan)}
-        state |= slots_like(self.method.optimizer, z) | self.order.init()
+        return state | slots_like(self.method.optimizer, z) | self.order.init()
+
+    def batch(self, state: State, rows: Tensor | None) -> Batch | None:
+        """The arguments of the program for a step, members first: those of the rows ``[M, B]``; None for all rows."""
+        return None if rows is None else self.problem.minibatch(rows)
+
+    def value_and_grad(self, z: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
+        """What is maximised, ``[M]``, and its gradient ``[M, D]``."""
+        per_chain = batch is not None and self.own_batches
+        if not self._announced:  # so that the density may compile itself
+            self.density.expect(self.total, z, batch, target=self.method.target, per_chain=per_chain)
+            self._announced = True
+        return self.density.value_and_grad(z, batch, target=self.method.target, per_chain=per_chain)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.schedule(step)
+
+    def step(self, state: State) -> State:
+        """One update of every member."""
+        step, n = state["step"], self.problem.density.n or 1
+        rows, moved = self.order.next(state)
+        value, gradient = self.value_and_grad(state["z"], self.batch(state, rows))
+        loss, gradient = -value / n, -gradient / n
+        rate = self.rate(step)
+        self._require_finite(loss, gradient, step, rate)
+        if self.method.clip_norm is not None:
+            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
+        direction, slots = update(self.method.optimizer, gradient, state, step)
+        new = state | moved | slots | {"z": torch.add(state["z"], direction, alpha=-rate)}
+        new["trace"][:, step] = loss
+        return new
+
+    def status(self, state: State) -> str:
+        """The mean loss of the members."""
+        return f"loss {float(state['trace'][:, max(state['step'] - 1, 0)].mean()):.4g}"
+
+    def result(self, state: State) -> Tensor:
+        """The values to return, ``[M, D]``."""
+        values: Tensor = state["z"]
+        return values
+
+    def report(self, state: State) -> dict[str, Any]:
+        """Steps taken, and the loss curve (thinned)."""
+        taken = state["step"]
+        return {"steps": taken, "loss_trace": thinned(state["trace"][:, :taken])}
+
+    def _require_finite(self, loss: Tensor, gradient: Tensor, step: int, rate: float) -> None:
+        finite = (loss + gradient.sum(1)).isfinite()  # one pass, where isfinite().all() takes three
+        if bool(finite.all()):
+            return
+        members = [k for k, ok in enumerate(finite.tolist()) if not ok]
+        who = f"member {members} of {self.members}" if self.members > 1 else "the fit"
+        cause = (
+            "the start itself has no finite density: check the data's scale and the prior, or pass init="
+            if step == 0
+            else f"the learning rate was {rate:.3g}: try {rate / 10:.1g}, or clip_norm=1.0"
+        )
+        raise Divergence(
+            f"{self.label}: {who} left the finite numbers at step {step} of {self.total} "
+            f"(loss {loss[members[0]]:.4g}); {cause}."
+        )
+
+
+@dataclass
+class OptimiserEngine(TrainingEngine):
+    """Training that may average its iterates, and stop early by rows that it does not see.
+
+    State besides that of training: average ``[M, D]``; best ``[M, D]`` and best_loss ``[M]`` on the validation rows;
+    stale ``[M]`` looks without improvement; active ``[M]`` not yet stopped.
+    """
+
+    method: Optimiser
+    held_out: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Also say when to look at the validation rows."""
+        super().__post_init__()
+        self.look_every = self.order.batches if self.order.batches > 1 else CHECK_EVERY
+
+    def init(self) -> State:
+        """Also the average, and the best so far."""
+        state = super().init()
+        z = state["z"]
         if self.method.average:
             state["average"] = z.clone()
         if self.held_out is not None:
@@ -78,23 +161,9 @@ class OptimiserEngine(Engine):
 
     def step(self, state: State) -> State:
         """One update; stopped members stay as they are."""
-        step, n = state["step"], self.problem.density.n or 1
-        rows, moved = self.order.next(state)
-        batch = None if rows is None else self.problem.minibatch(rows)
-        value, gradient = self.problem.density.value_and_grad(
-            state["z"], batch, target=self.method.target, per_chain=batch is not None
-        )
-        loss, gradient = -value / n, -gradient / n
-        rate = self.schedule(step)
-        self._require_finite(loss, gradient, step, rate)
-        if self.method.clip_norm is not None:
-            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
-        direction, slots = update(self.method.optimizer, gradient, state, step)
+        step, new = state["step"], super().step(state)
         if self.held_out is not None:
-            direction = direction * state["active"].unsqueeze(1)
-        new = state | moved | slots | {"z": torch.add(state["z"], direction, alpha=-rate)}
-        new["trace"][:, step] = loss
+            new["z"] = torch.where(state["active"].unsqueeze(1), new["z"], state["z"])
         if self.method.average:
             new["average"] = state["average"].lerp(new["z"], self._weight(step))
         if self.held_out is not None and (step + 1) % self.look_every == 0:
@@ -105,10 +174,6 @@ class OptimiserEngine(Engine):
         """After all steps, or when every member has stopped."""
         return bool(state["step"] >= self.total or (self.held_out is not None and not state["active"].any()))
 
-    def status(self, state: State) -> str:
-        """The mean loss of the members."""
-        return f"loss {float(state['trace'][:, max(state['step'] - 1, 0)].mean()):.4g}"
-
     def result(self, state: State) -> Tensor:
         """The values to return: the best on the validation rows, the average, or the last."""
         if self.held_out is not None and bool(state["best_loss"].isfinite().all()):
@@ -117,9 +182,8 @@ class OptimiserEngine(Engine):
         return self._candidate(state)
 
     def report(self, state: State) -> dict[str, Any]:
-        """Steps taken, the loss curve (thinned), and the validation loss."""
-        taken = state["step"]
-        info: dict[str, Any] = {"steps": taken, "loss_trace": thinned(state["trace"][:, :taken])}
+        """Also the validation loss."""
+        info = super().report(state)
         if self.held_out is not None:
             info["validation_nll"] = state["best_loss"].tolist()
         return info
@@ -147,22 +211,6 @@ class OptimiserEngine(Engine):
             "stale": stale,
             "active": state["active"] & (stale < self.method.patience),
         }
-
-    def _require_finite(self, loss: Tensor, gradient: Tensor, step: int, rate: float) -> None:
-        finite = (loss + gradient.sum(1)).isfinite()  # one pass, where isfinite().all() takes three
-        if bool(finite.all()):
-            return
-        members = [k for k, ok in enumerate(finite.tolist()) if not ok]
-        who = f"member {members} of {self.members}" if self.members > 1 else "the fit"
-        cause = (
-            "the start itself has no finite density: check the data's scale and the prior, or pass init="
-            if step == 0
-            else f"the learning rate was {rate:.3g}: try {rate / 10:.1g}, or clip_norm=1.0"
-        )
-        raise Divergence(
-            f"{self.label}: {who} left the finite numbers at step {step} of {self.total} "
-            f"(loss {loss[members[0]]:.4g}); {cause}."
-        )
 
 
 def thinned(trace: Tensor) -> list[list[float]]:

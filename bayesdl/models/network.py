@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from bayesdl.errors import DataError, ModelError, ModelMismatch
 from bayesdl.models import likelihoods, priors, rebuild
@@ -193,14 +193,14 @@ class BayesianNetwork:
         return BayesianNetwork(copy.deepcopy(self.net).to(target), self.prior, self.likelihood)
 
     def with_dropout(self, active: bool = True) -> BayesianNetwork:
-        """The same model with dropout drawing its masks (for training and MC dropout), or off.
+        """The same model with its dropout modules drawing masks (for training and MC dropout), or off.
 
-        Normalising layers keep their fixed statistics either way.
+        Nothing else changes its mode: normalising layers keep their fixed statistics.
         """
         other = copy.copy(self)
         other.net = copy.deepcopy(self.net)
         for module in other.net.modules():
-            if not isinstance(module, _NormBase):
+            if isinstance(module, _DropoutNd):
                 module.training = active
         return other
 

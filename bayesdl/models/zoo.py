@@ -54,6 +54,7 @@ def mlp(
     activation: str = "tanh",
     prior: Prior | None = None,
     likelihood: Likelihood | None = None,
+    dropout: float = 0.0,
 ) -> BayesianNetwork:
     """A fully connected network sized for a data set, in the dtype of its inputs.
 
@@ -65,6 +66,7 @@ def mlp(
             moment, and 1 for the others: prior functions of a standardised input then have a spread of about 1.
         likelihood: by default Gaussian for regression, Bernoulli for two classes, Categorical for more, MultiBernoulli
             for several yes/no targets.
+        dropout: rate of a dropout behind each hidden layer, which ``MCDropout`` switches on; 0 for none.
 
     Returns:
         The model; its net is a plain ``nn.Sequential``.
@@ -76,6 +78,8 @@ def mlp(
         raise ModelError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}; got {activation!r}.")
     if not _are_widths(hidden):
         raise ModelError(f"hidden must be a sequence of positive integers, such as (16,); got {hidden!r}.")
+    if not 0 <= dropout < 1:
+        raise ModelError(f"dropout must be a rate, at least 0 and below 1; got {dropout!r}.")
     likelihood = _likelihood_for(data) if likelihood is None else likelihood
     if likelihood.task != data.task:
         raise ModelError(f"{likelihood} is for {likelihood.task}, the data are {data.task}.")
@@ -86,6 +90,8 @@ def mlp(
         layers: list[nn.Module] = [] if data.x.dim() == 2 else [nn.Flatten()]
         for width_in, width_out in zip((inputs, *hidden), hidden, strict=False):
             layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear((inputs, *hidden)[-1], likelihood.n_outputs(_targets(data))))
     return BayesianNetwork(nn.Sequential(*layers).to(data.x.dtype), prior, likelihood)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
+from bayesdl.posterior.dropout import DropoutPosterior
 from bayesdl.posterior.functions import FunctionPosterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.guide import GuidePosterior
+from bayesdl.posterior.mixture import MixturePosterior
 from bayesdl.posterior.prediction import GaussianPrediction, Prediction
 from bayesdl.posterior.prior_predictive import prior_predictive
 from bayesdl.posterior.problem import Problem, prepare
@@ -15,10 +17,12 @@ from bayesdl.posterior.streamed import StreamedPosterior
 
 __all__ = [
     "DrawsPosterior",
+    "DropoutPosterior",
     "FunctionPosterior",
     "GaussianPosterior",
     "GaussianPrediction",
     "GuidePosterior",
+    "MixturePosterior",
     "Posterior",
     "Prediction",
     "Problem",

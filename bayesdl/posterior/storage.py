@@ -32,6 +32,8 @@ KINDS = {
     "streamed": "bayesdl.posterior.streamed:StreamedPosterior",
     "functions": "bayesdl.posterior.functions:FunctionPosterior",
     "gaussian": "bayesdl.posterior.gaussian:GaussianPosterior",
+    "mixture": "bayesdl.posterior.mixture:MixturePosterior",
+    "dropout": "bayesdl.posterior.dropout:DropoutPosterior",
     "guide": "bayesdl.posterior.guide:GuidePosterior",
     "gp": "bayesdl.infinite.posterior:GPPosterior",
 }

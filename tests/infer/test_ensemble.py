@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
 from bayesdl.data import Dataset
 from bayesdl.errors import Divergence, MethodError
 from bayesdl.infer.data_order import DataOrder
-from bayesdl.infer.ensemble import DeepEnsemble
+from bayesdl.infer.ensemble import DeepEnsemble, EnsembleEngine, known_noise
 from bayesdl.infer.optimise import MAP
 from bayesdl.infer.schedules import Constant
 from bayesdl.models import mlp
 from bayesdl.posterior.problem import prepare
+from tests.cases import conjugate
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +118,130 @@ def test_bad_settings() -> None:
         DeepEnsemble(members=0)
     with pytest.raises(MethodError, match="only temperature=1"):
         DeepEnsemble(temperature=0.5)
+
+
+# -- members with problems of their own, against ridge regression in closed form ---------------------------------------
+
+
+EXACT = {
+    "anchored": lambda p, a, prior: p @ prior @ p,
+    "perturbed": lambda p, a, prior: p @ a @ p,
+    "both": lambda p, a, prior: p,
+}
+FLAGS: dict[str, dict[str, Any]] = {
+    "anchored": {"anchored": True},
+    "perturbed": {"perturbed": True},
+    "both": {"anchored": True, "perturbed": True},
+}
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_members_spread_by_the_covariance_of_the_closed_form(kind: str) -> None:
+    case, members = conjugate(), 1500
+    method = DeepEnsemble(members=members, steps=400, optimizer="sgd", learning_rate=0.02, **FLAGS[kind])
+    draws = method.fit(case.program, case.data).draws()["w"]
+    data = case.x.T @ case.x / case.sigma**2
+    prior = torch.eye(3, dtype=torch.float64) / case.prior**2
+    covariance = EXACT[kind](case.covariance(), data, prior)
+    root = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(root, (draws - case.mean()).T, upper=False)
+    # standard errors of a mean, a variance and a correlation of M independent standard normal draws
+    assert white.mean(1).abs().max() < 4 / members**0.5
+    second = white @ white.T / members
+    assert (second.diagonal() - 1).abs().max() < 4 * (2 / members) ** 0.5
+    assert second[~torch.eye(3, dtype=torch.bool)].abs().max() < 4 / members**0.5
+    if kind != "both":
+        assert (covariance.diagonal() < 0.9 * case.covariance().diagonal()).any()
+
+
+def test_each_member_is_the_ridge_estimate_of_its_own_problem() -> None:
+    case = conjugate()
+    method = DeepEnsemble(members=3, steps=1500, optimizer="sgd", anchored=True, perturbed=True, bootstrap=True)
+    posterior = method.fit(case.program, case.data)
+    engine = EnsembleEngine(method, posterior.problem, 0, 3, lambda: torch.zeros(3, 3))
+    assert engine.rows is not None
+    assert engine.targets is not None
+    assert engine.anchors is not None
+    for k in range(3):
+        x, y = case.x[engine.rows[k]], engine.targets[k][engine.rows[k]]
+        precision = x.T @ x / case.sigma**2 + torch.eye(3, dtype=torch.float64) / case.prior**2
+        right = x.T @ y / case.sigma**2 + engine.anchors[k] * case.prior / case.prior**2
+        torch.testing.assert_close(posterior.z[k, 0], torch.linalg.solve(precision, right), rtol=0, atol=1e-7)
+    assert all(len(rows.unique()) < 60 for rows in engine.rows)
+
+
+def test_gradients_of_an_epoch_average_to_that_of_each_members_own_rows() -> None:
+    problem, z = prepare(conjugate().program, conjugate().data), torch.full((3, 3), 0.2, dtype=torch.float64)
+    flags = {"anchored": True, "perturbed": True, "bootstrap": True}
+    methods = [DeepEnsemble(members=3, batch_size=size, **flags) for size in (None, 12)]
+    whole, parts = (EnsembleEngine(method, problem, 0, 3, lambda: z) for method in methods)
+    value, expected = whole.value_and_grad(z, whole.batch({}, None))
+    state, values, gradients = parts.init(), [], []
+    for _ in range(5):
+        order, moved = parts.order.next(state)
+        state |= moved
+        found = parts.value_and_grad(z, parts.batch(state, order))
+        values.append(found[0])
+        gradients.append(found[1])
+    torch.testing.assert_close(torch.stack(gradients).mean(0), expected)
+    torch.testing.assert_close(torch.stack(values).mean(0), value)
+    # the value is that of the density with the member's prior mean, written out
+    assert whole.rows is not None
+    assert whole.targets is not None
+    assert whole.anchors is not None
+    case, rows = conjugate(), whole.rows[1]
+    noise = torch.distributions.Normal(case.x[rows] @ z[1], case.sigma).log_prob(whole.targets[1][rows]).sum()
+    prior = torch.distributions.Normal(whole.anchors[1] * case.prior, case.prior).log_prob(z[1]).sum()
+    torch.testing.assert_close(value[1], noise + prior)
+
+
+def test_bootstrapped_means_spread_by_sd_over_root_n() -> None:
+    y = torch.randn(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def program(x: Tensor, y: Tensor | None = None) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 1e3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    method = DeepEnsemble(members=2000, steps=200, optimizer="sgd", learning_rate=0.1, bootstrap=True)
+    means = method.fit(program, (torch.zeros(200, 1).double(), y)).draws()["mean"]
+    expected = float(y.std(correction=0)) / 200**0.5
+    assert float(means.std()) == pytest.approx(expected, rel=4 / (2 * 2000) ** 0.5)
+    assert float(means.mean()) == pytest.approx(float(y.mean()), abs=4 * expected / 2000**0.5)
+
+
+def test_the_committee_errs_at_most_as_much_as_its_members_on_average(data: Dataset) -> None:
+    posterior = DeepEnsemble(members=4, steps=100, bootstrap=True).fit(mlp(data, hidden=(4,)), data)
+    prediction = posterior.predict(data.x)
+    each = (prediction.mean_by_draw - data.y).square().mean(1)
+    gap = each.mean() - (prediction.mean - data.y).square().mean()
+    # Jensen's inequality; the gap is the members' disagreement
+    torch.testing.assert_close(gap, prediction.epistemic.mean())
+    assert gap > 0
+
+
+def test_randomised_ensembles_say_what_they_need(data: Dataset) -> None:
+    with pytest.raises(MethodError, match=r"perturbed=True.*known size"):
+        DeepEnsemble(steps=2, perturbed=True).fit(mlp(data), data)
+    with pytest.raises(MethodError, match="leave out .*anchored"):
+        DeepEnsemble(optimizer="lbfgs", anchored=True)
+    with pytest.raises(MethodError, match="bootstrap=2"):
+        DeepEnsemble(bootstrap=2)  # type: ignore[arg-type]
+
+    def hierarchical(x: Tensor, y: Tensor | None = None) -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        w = pyro.sample("w", dist.Normal(0.0, scale))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x[:, 0], 1.0), obs=y)
+
+    with pytest.raises(MethodError, match="independent Gaussian over z"):
+        DeepEnsemble(anchored=True).fit(hierarchical, (data.x.float(), data.y.float()))
+
+
+def test_a_known_noise_in_raw_units_is_added_in_model_units(data: Dataset) -> None:
+    from bayesdl.models.likelihoods import Gaussian
+
+    posterior = DeepEnsemble(members=2, steps=2, perturbed=True).fit(mlp(data, likelihood=Gaussian(noise=0.2)), data)
+    target, sd = known_noise("DeepEnsemble", posterior.problem)
+    torch.testing.assert_close(sd, torch.full_like(target, 0.2))
+    torch.testing.assert_close(target, posterior.problem.batch["y"])
