@@ -92,7 +92,7 @@ def test_rows_that_were_held_out_certify(method: Any) -> None:
 def test_a_swag_gaussian_knows_its_divergence_from_the_prior() -> None:
     data = dataset("binary")
     pair = (data.x - data.x.mean(0)) / data.x.std(0), data.y
-    method = bdl.SWAG(steps=60, batch_size=8, snapshots=20, rank=5, rate=0.05)
+    method = bdl.SWAG(steps=60, batch_size=8, snapshots=20, rank=5)
     posterior = bdl.fit(network("binary"), pair, method)
     kl = posterior.kl()
     assert kl is not None
