@@ -53,7 +53,8 @@ class SWAG(Training):
     Args:
         steps: updates before the learning rate is held.
         batch_size: rows in a mini-batch.
-        optimizer: for both stages; the paper's is "sgd".
+        optimizer: for both stages. What is said above holds for "sgd"; others take steps whose spread the noise of the
+            gradients decides less.
         snapshots: T, iterates that enter the moments.
         every: updates between them; None is an epoch.
         rank: K, deviations that are kept.
@@ -66,10 +67,11 @@ class SWAG(Training):
     target: ClassVar[Target] = "posterior"
 
     batch_size: int | None = 32
+    optimizer: str = "sgd"
     snapshots: int = 40
     every: int | None = None
     rank: int = 20
-    rate: float = 0.01
+    rate: float = 0.02
     replacement: bool = False
     members: int = 1
 

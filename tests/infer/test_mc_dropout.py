@@ -97,6 +97,15 @@ def test_a_module_that_is_called_twice_has_two_masks() -> None:
 
     model = DropoutNetwork(bdl.BayesianNetwork(Twice().double()), rows(5, 6))
     assert model.units == 12
+    x = rows(5, 6)
+    values = model.model.initial_values(torch.Generator().manual_seed(0))
+    for first, second in itertools.product((0.1, 0.9), repeat=2):
+        with Masks(torch.tensor([first] * 6 + [second] * 6, dtype=DOUBLE), 5):
+            out = model.model.forward(values, x)
+        # 0.1 drops everything there: behind a first mask of zeros the bias is left, behind a second one nothing
+        inside = 2 * x if first == 0.9 else 0 * x
+        expected = 2 * F.linear(inside, values["line.weight"], values["line.bias"]) if second == 0.9 else 0 * x
+        torch.testing.assert_close(out, expected)
 
 
 def test_dropout_behind_a_first_dimension_that_is_not_the_rows_is_refused() -> None:

@@ -33,7 +33,7 @@ def iterates(method: bdl.SWAG, **options: Any) -> tuple[bdl.Posterior, np.ndarra
 @pytest.mark.parametrize(("snapshots", "every", "rank"), [(9, 3, 4), (5, None, 20)])
 def test_moments_are_those_of_a_naive_loop_over_the_iterates(snapshots: int, every: int | None, rank: int) -> None:
     posterior, path = iterates(
-        bdl.SWAG(steps=50, batch_size=10, snapshots=snapshots, every=every, rank=rank, rate=0.03)
+        bdl.SWAG(steps=50, batch_size=10, snapshots=snapshots, every=every, rank=rank, rate=0.01)
     )
     stride = 6 if every is None else every  # 60 rows in batches of 10
     kept = [path[50 + (k + 1) * stride - 1, 0] for k in range(snapshots)]
@@ -109,7 +109,7 @@ def test_mean_and_covariance_are_over_z_where_the_density_has_its_mode() -> None
 
 
 def test_mixture_has_the_moments_and_density_of_its_gaussians() -> None:
-    settings = {"steps": 5, "batch_size": 10, "snapshots": 4, "rank": 3, "rate": 0.1}
+    settings = {"steps": 5, "batch_size": 10, "optimizer": "adam", "snapshots": 4, "rank": 3, "rate": 0.1}
     posterior = bdl.SWAG(members=3, **settings).fit(conjugate().program, conjugate().data)
     assert isinstance(posterior, MixturePosterior)
     assert posterior.kl() is None
