@@ -16,6 +16,7 @@ from bayesdl.infer import method as check
 from bayesdl.infer.lbfgs import LBFGSEngine
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method, Work
+from bayesdl.infer.newton import MOST_PRODUCTS, NewtonEngine
 from bayesdl.infer.optimisers import OPTIMISERS
 from bayesdl.infer.schedules import Schedule
 from bayesdl.infer.starts import start
@@ -25,7 +26,8 @@ from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem
 
 AVERAGES = (None, "polyak", "ema")
-NOT_FOR_LBFGS = ("epochs", "batch_size", "clip_norm", "validation", "average")
+SECOND_ORDER = ("lbfgs", "newton")
+NOT_FOR_SECOND_ORDER = ("epochs", "batch_size", "clip_norm", "validation", "average")
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Optimiser(Method):
     so the mode is that of p(theta | y).
 
     Args:
-        steps: updates of each member; with ``"lbfgs"`` iterations of each member.
+        steps: updates of each member; with ``"lbfgs"`` and ``"newton"`` iterations at most.
         epochs: passes through the rows; replaces ``steps`` if given.
         batch_size: rows in a mini-batch, drawn without replacement, the last incomplete one of an epoch left out; None
             or at least N takes all rows.
-        optimizer: "adam", "rmsprop", "sgd" (momentum 0.9), or "lbfgs" (full batch, members one by one). Weight decay is
-            no setting: the prior is what decays weights.
+        optimizer: "adam", "rmsprop", "sgd" (momentum 0.9), and with all rows at every step "lbfgs" (members one by one)
+            or "newton" (conjugate gradients on products with the Hessian inside a trust region: a quadratic in one
+            step). Weight decay is no setting: the prior is what decays weights.
         learning_rate: a number, from which a cosine falls to zero over the run, or a Schedule.
         clip_norm: largest norm of a member's gradient of the loss; longer ones are shortened to it.
         validation: fraction of the rows that are not trained on; the values with the least negative log likelihood on
@@ -72,17 +75,19 @@ class Optimiser(Method):
         super().__post_init__()
         check.whole(self.name, steps=self.steps, patience=self.patience)
         check.whole_or_none(self.name, epochs=self.epochs, batch_size=self.batch_size)
-        check.one_of(self.name, (*OPTIMISERS, "lbfgs"), optimizer=self.optimizer)
+        check.one_of(self.name, (*OPTIMISERS, *SECOND_ORDER), optimizer=self.optimizer)
         check.one_of(self.name, AVERAGES, average=self.average)
         check.rate(self.name, learning_rate=self.learning_rate)
         if self.clip_norm is not None:
             check.positive(self.name, clip_norm=self.clip_norm)
         if self.validation is not None:
             check.fraction(self.name, validation=self.validation)
-        if self.optimizer == "lbfgs":
-            wrong = [name for name in NOT_FOR_LBFGS if getattr(self, name) is not None]
+        if self.optimizer in SECOND_ORDER:
+            wrong = [name for name in NOT_FOR_SECOND_ORDER if getattr(self, name) is not None]
             if wrong:
-                raise MethodError(f"{self.name}(optimizer='lbfgs') takes all rows at every step: leave out {wrong}.")
+                raise MethodError(
+                    f"{self.name}(optimizer={self.optimizer!r}) takes all rows at every step: leave out {wrong}."
+                )
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
@@ -95,6 +100,9 @@ class Optimiser(Method):
         members = getattr(self, "members", 1)
         if self.optimizer == "lbfgs":
             return Work(1, self.steps * members, members, "members one by one; line searches add some")
+        if self.optimizer == "newton":
+            products = min(MOST_PRODUCTS, 2 * problem.density.dim)
+            return Work(members, self.steps * 2 * products, members, "at most; it ends when it has converged")
         batches = 1 if self.batch_size is None else max(1, problem.n // self.batch_size)
         return Work(members, self.steps if self.epochs is None else self.epochs * batches, members)
 
@@ -116,10 +124,13 @@ class Optimiser(Method):
             return start(problem, run, members, default="network", batch_size=self.batch_size)
 
         training, held_out = self._split(problem, run)
-        engine: LBFGSEngine | OptimiserEngine
+        engine: LBFGSEngine | NewtonEngine | OptimiserEngine
         if self.optimizer == "lbfgs":
             engine = LBFGSEngine(self.name, problem, self.target, self.steps, members, begin)
             note = {"members_in_parallel": members == 1}
+        elif self.optimizer == "newton":
+            engine = NewtonEngine(self.name, problem, self.target, self.steps, members, begin)
+            note = {"members_in_parallel": True}
         else:
             engine = OptimiserEngine(self, training, held_out, run.seed, members, begin)
             note = {"members_in_parallel": True}
