@@ -1,4 +1,4 @@
-"""One network learns five tasks, one after the other: forgetting, and its cure in one argument.
+"""One network learns four tasks, one after the other: forgetting, and its cure in one argument.
 
     python examples/continual_digits.py --out results/continual_digits
 
@@ -10,9 +10,10 @@ but where the prior comes from:
 - *prior=posterior* starts there too, and has the last posterior as its prior (Nguyen et al., 2018);
 - *all tasks at once* sees every image so far, which the others may not: what could be reached.
 
-What to look for: fine-tuning forgets the first task while it learns the fifth, because nothing but its start tells it
-of the earlier ones. Under yesterday's posterior the weights that the earlier tasks need are held where they are, and
-the others are free.
+What to look for: fine-tuning forgets each task as soon as it learns the next one, because nothing but its start tells
+it of the earlier ones. Under yesterday's posterior the weights that the earlier tasks need are held where they are, and
+the others are free. The cure is not complete: a Gaussian with independent coordinates drops how weights depend on each
+other, a little more with every task.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 import bayesdl as bdl
 from bayesdl.posterior.tables import render
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 WAYS = ("fine-tuning", "prior=posterior", "all tasks at once")
 Pair = tuple[Tensor, Tensor]
 
@@ -90,10 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
 
-    rounds = tasks(3 if options.quick else 5)
+    rounds = tasks(3 if options.quick else 4)
     hidden = 50 if options.quick else 100
     model = bdl.models.mlp(bdl.data.load("digits"), hidden=(hidden,), activation="relu").to(torch.float32)
-    method = bdl.MeanFieldVI(steps=400 if options.quick else 1000, batch_size=200, samples=2, initial_scale=0.05)
+    steps = 400 if options.quick else 800
+    # Far enough, in all, for the standard deviations to reach their place: log sd moves by the learning rate a step.
+    method = bdl.MeanFieldVI(steps=steps, batch_size=200, samples=2, learning_rate=8 / steps, initial_scale=0.05)
     result: dict[str, Any] = {way: learn(way, rounds, model, method) for way in WAYS}
 
     rows = []

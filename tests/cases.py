@@ -81,6 +81,7 @@ METHODS: dict[str, MethodCase] = {
 VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-minibatch": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2, "average": "polyak"})),
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
+    "MAP-newton": ("MAP", MethodCase({"steps": 12, "optimizer": "newton"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
     "DeepEnsemble-randomised": (
         "DeepEnsemble",

@@ -83,10 +83,10 @@ def continual(result: Result) -> None:
     forgetful, cured, everything = (result[way][-1] for way in ("fine-tuning", "prior=posterior", "all tasks at once"))
     mean = [sum(last) / len(last) for last in (forgetful, cured, everything)]
     assert mean[0] + 0.2 < mean[1] < mean[2]
-    assert forgetful[0] < 0.5 < 0.8 < cured[0]
-    # Learning a task is no trouble to any of them at first; holding the others costs some of the last one.
-    assert min(row[-1] for row in result["fine-tuning"]) > 0.85
-    assert min(everything) > 0.85
+    assert forgetful[0] < 0.4 < 0.6 < cured[0]
+    # Learning the next task is no trouble to fine-tuning, only keeping the last one.
+    assert min(row[-1] for row in result["fine-tuning"]) > 0.8
+    assert min(everything) > 0.8
 
 
 def counts(result: Result) -> None:

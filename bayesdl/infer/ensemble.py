@@ -18,7 +18,7 @@ from bayesdl.errors import MethodError
 from bayesdl.infer import method as check
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Run
-from bayesdl.infer.optimise import Optimiser, as_posterior
+from bayesdl.infer.optimise import SECOND_ORDER, Optimiser, as_posterior
 from bayesdl.infer.training import OptimiserEngine
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.problem import Problem
@@ -70,8 +70,10 @@ class DeepEnsemble(Optimiser):
         check.whole(self.name, members=self.members)
         check.flag(self.name, anchored=self.anchored, perturbed=self.perturbed, bootstrap=self.bootstrap)
         asked = [name for name in RANDOMISED if getattr(self, name)]
-        if self.optimizer == "lbfgs" and asked:
-            raise MethodError(f"{self.name}(optimizer='lbfgs') trains all members on one problem: leave out {asked}.")
+        if self.optimizer in SECOND_ORDER and asked:
+            raise MethodError(
+                f"{self.name}(optimizer={self.optimizer!r}) trains all members on one problem: leave out {asked}."
+            )
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""

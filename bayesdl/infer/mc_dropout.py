@@ -48,7 +48,7 @@ class MCDropout(Optimiser):
     Cost: one training, with as many uniform numbers a row and step as there are units behind dropout modules.
 
     Args:
-        steps: as in ``MAP``, like all settings; "lbfgs", which needs a loss that is not random, is left out.
+        steps: as in ``MAP``, like all settings; "lbfgs" and "newton" need a loss that is not random, and are left out.
     """
 
     name: ClassVar[str] = "MCDropout"

@@ -17,6 +17,7 @@ from bayesdl.infer import method as check
 from bayesdl.infer.lbfgs import LBFGSEngine
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method, Work
+from bayesdl.infer.newton import MOST_PRODUCTS, NewtonEngine
 from bayesdl.infer.optimisers import OPTIMISERS
 from bayesdl.infer.schedules import Schedule
 from bayesdl.infer.starts import start
@@ -26,7 +27,8 @@ from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem
 
 AVERAGES = (None, "polyak", "ema")
-NOT_FOR_LBFGS = ("epochs", "batch_size", "clip_norm", "validation", "average")
+SECOND_ORDER = ("lbfgs", "newton")
+NOT_FOR_SECOND_ORDER = ("epochs", "batch_size", "clip_norm", "validation", "average")
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,11 @@ class Optimiser(Training):
     For MAP the density is the one in the constrained space (no Jacobian), so the mode is that of p(theta | y).
 
     Args:
-        steps: updates of each member; with ``"lbfgs"`` iterations of each member.
+        steps: updates of each member; with ``"lbfgs"`` and ``"newton"`` iterations at most.
         epochs: as in ``Training``, like the four settings that follow.
         batch_size: see there.
-        optimizer: one more than there: "lbfgs" (full batch, members one by one).
+        optimizer: two more than there, which take all rows at every step: "lbfgs" (members one by one) and "newton"
+            (conjugate gradients on products with the Hessian inside a trust region: a quadratic in one step).
         learning_rate: see there.
         clip_norm: see there.
         validation: fraction of the rows that are not trained on; the values with the least negative log likelihood on
@@ -101,7 +104,7 @@ class Optimiser(Training):
             exponential mean with decay 0.999 and the start's weight removed; None returns the last iterate.
     """
 
-    optimizers: ClassVar[tuple[str, ...]] = (*OPTIMISERS, "lbfgs")
+    optimizers: ClassVar[tuple[str, ...]] = (*OPTIMISERS, *SECOND_ORDER)
 
     validation: float | None = None
     patience: int = 20
@@ -114,10 +117,12 @@ class Optimiser(Training):
         check.one_of(self.name, AVERAGES, average=self.average)
         if self.validation is not None:
             check.fraction(self.name, validation=self.validation)
-        if self.optimizer == "lbfgs":
-            wrong = [name for name in NOT_FOR_LBFGS if getattr(self, name) is not None]
+        if self.optimizer in SECOND_ORDER:
+            wrong = [name for name in NOT_FOR_SECOND_ORDER if getattr(self, name) is not None]
             if wrong:
-                raise MethodError(f"{self.name}(optimizer='lbfgs') takes all rows at every step: leave out {wrong}.")
+                raise MethodError(
+                    f"{self.name}(optimizer={self.optimizer!r}) takes all rows at every step: leave out {wrong}."
+                )
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
@@ -127,9 +132,12 @@ class Optimiser(Training):
 
     def work(self, problem: Problem) -> Work:
         """One gradient of all members a step."""
+        members = getattr(self, "members", 1)
         if self.optimizer == "lbfgs":
-            members = getattr(self, "members", 1)
             return Work(1, self.steps * members, members, "members one by one; line searches add some")
+        if self.optimizer == "newton":
+            products = min(MOST_PRODUCTS, 2 * problem.density.dim)
+            return Work(members, self.steps * 2 * products, members, "at most; it ends when it has converged")
         return super().work(problem)
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
@@ -153,10 +161,13 @@ class Optimiser(Training):
         """
         begin = self.begin(problem, run, members)
         training, held_out = self._split(problem, run)
-        engine: LBFGSEngine | OptimiserEngine
+        engine: LBFGSEngine | NewtonEngine | OptimiserEngine
         if self.optimizer == "lbfgs":
             engine = LBFGSEngine(self.name, problem, self.target, self.steps, members, begin)
             note = {"members_in_parallel": members == 1}
+        elif self.optimizer == "newton":
+            engine = NewtonEngine(self.name, problem, self.target, self.steps, members, begin)
+            note = {"members_in_parallel": True}
         else:
             engine = self.engine(training, run, members, begin, held_out)
             note = {"members_in_parallel": True}

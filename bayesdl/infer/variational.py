@@ -51,7 +51,8 @@ class MeanFieldVI(Method):
         samples: draws of z for one gradient.
         learning_rate: of Adam, in units of the unconstrained coordinates and of log sd; a number starts a cosine to
             zero, a Schedule is taken as it is.
-        initial_scale: sd at the start, relative to the prior's at the coordinates where that is Gaussian.
+        initial_scale: sd at the start, relative to the prior's at the coordinates where that is Gaussian; with
+            ``prior=`` it is the prior's.
     """
 
     name: ClassVar[str] = "MeanFieldVI"
@@ -110,9 +111,13 @@ class MeanFieldVI(Method):
         return GaussianPosterior(learnt, Normal(mean, Diagonal(sd)), info)
 
     def _start(self, problem: Problem, run: Run) -> Tensor:
-        """Mean at a mode, or as ``init`` says; small sd, so that the first gradients are those of training."""
+        """Mean at a mode, or as ``init`` says; small sd, so that the first gradients are those of training.
+
+        An earlier posterior as the prior has been through training: its own sd is where to go on.
+        """
         mean = start(problem, run, 1, default="map", batch_size=self.batch_size)[0]
-        return torch.stack([mean, (self.initial_scale * problem.density.prior_scale).log()])
+        scale = self.initial_scale if problem.density.new_prior is None else 1.0
+        return torch.stack([mean, (scale * problem.density.prior_scale).log()])
 
     def approximate(
         self, problem: Problem, run: Run, begin: Callable[[], Tensor]
