@@ -20,6 +20,7 @@ FLOORS = {
     "models": 1,
     "density": 1,
     "posterior": 2,
+    "curvature": 2.5,
     "infer": 3,
     "evaluate": 3,
     "bounds": 4,

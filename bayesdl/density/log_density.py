@@ -223,6 +223,27 @@ class LogDensity:
             found, tensors = self._evaluator(z, rows, factors, target, own)
             return found.function(z, factors, *tensors)
 
+    def function(self, batch: Batch | None = None, *, target: Target = "posterior") -> Callable[[Tensor], Tensor]:
+        """The log density of one vector ``z [D]`` as a function that can be differentiated any number of times.
+
+        Args:
+            batch: as in ``value_and_grad``.
+            target: as in ``value_and_grad``.
+        """
+        rows, factors = self._rows_and_factors(batch, per_chain=False)
+
+        def one(z: Tensor) -> Tensor:
+            with program.unchecked():
+                rest = self._target(sites.split(self.sites, z), rows, factors, target)
+            return rest if target == "likelihood" else rest + self._gaussian.log_prob(z) * factors[1]
+
+        return one
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """(1/T, 1/(T T_L)): the powers of prior and likelihood in the target."""
+        return 1.0 / self.temperature, 1.0 / (self.temperature * self.likelihood_temperature)
+
     def expect(
         self,
         calls: int,
