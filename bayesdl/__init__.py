@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.laplace import Laplace as Laplace
     from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.mclmc import MCLMC as MCLMC
     from bayesdl.infer.method import Method as Method

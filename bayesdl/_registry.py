@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "DeepEnsemble": "bayesdl.infer.ensemble:DeepEnsemble",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "GuideVI": "bayesdl.infer.guide:GuideVI",
+    "Laplace": "bayesdl.infer.laplace:Laplace",
     "SGLD": "bayesdl.infer.sgld:SGLD",
     "PSGLD": "bayesdl.infer.preconditioned:PSGLD",
     "SGHMC": "bayesdl.infer.sghmc:SGHMC",

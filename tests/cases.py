@@ -51,6 +51,7 @@ METHODS: dict[str, MethodCase] = {
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
     "MeanFieldVI": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
+    "Laplace": MethodCase({"steps": 60}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
     "PSGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
     "SGHMC": MethodCase({"chains": 2, "warmup": 160, "draws": 20, "thin": 2}),
@@ -72,6 +73,9 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-minibatch": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2, "average": "polyak"})),
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
+    "Laplace-kron": ("Laplace", MethodCase({"steps": 20, "structure": "kron", "tune": "layers", "polish": 60})),
+    "Laplace-minibatch": ("Laplace", MethodCase({"steps": 40, "structure": "low_rank", "rank": 3, "batch_size": 7})),
+    "Laplace-last-layer": ("Laplace", MethodCase({"steps": 40, "random": ("2.*", "noise"), "predictive": "sampled"})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),
     "SGLD-minibatch": ("SGLD", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
     "SGLD-schedule": (

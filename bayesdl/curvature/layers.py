@@ -51,7 +51,7 @@ class Layer:
         return torch.cat([value, value.new_ones(*value.shape[:2], 1)], 2) if self.biased else value
 
     def outputs(self, value: Tensor) -> Tensor:
-        """Its output, or gradients at it, ``[..., B, T, O]`` from ``[..., B, *shape]`` with ``lead`` dimensions."""
+        """Gradients at the module's output, ``[C, B, *shape]``, as ``[C, B, T, O]``."""
         if isinstance(self.module, nn.Conv2d):
             return value.flatten(-2).mT
         return value.reshape(*value.shape[:2], -1, value.shape[-1])
@@ -74,7 +74,7 @@ class Signals:
         return Signals(self.inputs @ right, self.gradients @ left)
 
     def squares(self) -> Tensor:
-        """Diagonal of ``sum_i J_i^T J_i``: the derivatives of all rows and functions, squared and summed, ``[O, I]``."""
+        """Diagonal of ``sum_i J_i^T J_i``: derivatives squared, summed over rows and functions, ``[O, I]``."""
         a, g = self.inputs, self.gradients
         if a.shape[1] == 1:
             return g[:, :, 0].square().sum(0).mT @ a[:, 0].square()

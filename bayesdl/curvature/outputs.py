@@ -28,7 +28,7 @@ class NetworkOutputs:
 
         sum_i J_i^T R_i R_i^T J_i,    J_i = d f(x_i) / d z,  [K, D]
 
-    with ``R_i R_i^T`` the Hessian of ``-log p(y_i | f)`` by f (generalised Gauss-Newton; its negative eigenvalues, which
+    with ``R_i R_i^T`` the Hessian of ``-log p(y_i | f)`` by f (generalised Gauss-Newton; negative eigenvalues, which
     likelihoods have that are not log-concave in f, count as 0), or R_i its gradient (empirical Fisher, one column).
     Everything else in this package is a way to compute or to shorten that sum. Temperatures scale R.
 

@@ -30,6 +30,7 @@ KINDS = {
     "streamed": "bayesdl.posterior.streamed:StreamedPosterior",
     "functions": "bayesdl.posterior.functions:FunctionPosterior",
     "gaussian": "bayesdl.posterior.gaussian:GaussianPosterior",
+    "linearised": "bayesdl.curvature.linearised:LinearisedPosterior",
     "guide": "bayesdl.posterior.guide:GuidePosterior",
     "gp": "bayesdl.infinite.posterior:GPPosterior",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ CURVATURES: tuple[Curvature, ...] = ("ggn", "fisher")
 
 
 def close(found: Tensor, wanted: object) -> None:
-    torch.testing.assert_close(found, torch.as_tensor(np.array(wanted)), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(found, wanted if isinstance(wanted, Tensor) else torch.from_numpy(np.array(wanted)), rtol=1e-10, atol=1e-11)
 
 
 def oracle(tiny: Tiny, z: Tensor, curvature: str) -> np.ndarray:
@@ -144,7 +146,7 @@ def test_the_largest_eigenvalues_are_found() -> None:
 
 
 def linear_network(*widths: int, x: Tensor | None = None) -> NetworkOutputs:
-    layers = [nn.Linear(a, b).double() for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b).double() for a, b in pairwise(widths)]
     x = noise(9, widths[0]) if x is None else x
     model = bdl.BayesianNetwork(nn.Sequential(*layers), likelihood=bdl.likelihoods.Gaussian(noise=NOISE))
     problem = prepare(model, (x, noise(len(x), widths[-1], seed=1)))
