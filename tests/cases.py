@@ -73,7 +73,7 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-minibatch": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2, "average": "polyak"})),
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
-    "Laplace-kron": ("Laplace", MethodCase({"steps": 20, "structure": "kron", "tune": "layers", "polish": 60})),
+    "Laplace-kron": ("Laplace", MethodCase({"steps": 20, "structure": "kron", "tune": "layers", "rounds": 2})),
     "Laplace-minibatch": ("Laplace", MethodCase({"steps": 40, "structure": "low_rank", "rank": 3, "batch_size": 7})),
     "Laplace-last-layer": ("Laplace", MethodCase({"steps": 40, "random": ("2.*", "noise"), "predictive": "sampled"})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),

@@ -165,7 +165,7 @@ def _seen_once(network: NetworkOutputs, layers: list[Layer]) -> list[Layer]:
     two = x[:1].expand(2, *x.shape[1:])
     with torch.no_grad(), _listening(layers) as heard:
         network.at(network.z, two)
-    dims = {nn.Conv2d: 4}
+    dims: dict[type[nn.Module], int] = {nn.Conv2d: 4}
     return [
         layer
         for layer in layers

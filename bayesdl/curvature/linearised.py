@@ -77,10 +77,11 @@ class LinearisedPosterior(GaussianPosterior):
         draw = _Draws(self, max_draws, seed)
         size = batch_size or min(ROWS, max(1, CELLS // max_draws))
         pieces = rows.split(size)
-        units = {"scale": float(problem.scaler.y_scale), "shift": float(problem.scaler.y_mean)}
+        scale, shift = float(problem.scaler.y_scale), float(problem.scaler.y_mean)
         if max_draws * len(rows) <= CELLS:
-            return Prediction.concat([Prediction(draw(piece), **units) for piece in pieces])
-        return Prediction.stream([(len(piece), partial(draw, piece)) for piece in pieces], **units)
+            return Prediction.concat([Prediction(draw(piece), scale=scale, shift=shift) for piece in pieces])
+        blocks = [(len(piece), partial(draw, piece)) for piece in pieces]
+        return Prediction.stream(blocks, scale=scale, shift=shift)
 
     def log_likelihood(self, x: Any, y: Any = None, *, max_draws: int = 1000, seed: int = 0) -> Tensor:
         """Log likelihood of every row under every draw of its outputs, ``[S, N]``, as a density of the raw targets."""
@@ -144,8 +145,8 @@ class _Draws:
             return network.at(z, rows)
 
         def moved(step: Tensor) -> Tensor:
-            f, change = jvp(function, (mean,), (step,))
-            return f + change
+            both = jvp(function, (mean,), (step,))
+            return both[0] + both[1]
 
         found: Tensor = vmap(moved, chunk_size=64)(away)
         return found

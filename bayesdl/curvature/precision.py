@@ -162,7 +162,7 @@ def _of_network(network: NetworkOutputs, weights: list[Site], choice: Choice, sd
             matrix = matrix + sd[place].square().reciprocal().diag()
         found = Full.of(matrix, place, sd[place] if proper else torch.ones_like(sd[place]), "weights", proper)
         if not proper:
-            _require_positive(found, weights, "The data and the prior")
+            _require_positive(found, weights, "The sum of likelihood and prior")
         return [found]
     if choice.structure == "low_rank":
         _require_proper(sd[place], choice.structure)
@@ -184,7 +184,8 @@ def _diagonals(
 ) -> list[Block]:
     if not sites:
         return []
-    values, blocks, at = diagonal(network, sites, kind, batch_size), [], 0
+    values, at = diagonal(network, sites, kind, batch_size), 0
+    blocks: list[Block] = []
     for site in sites:
         place, own = coordinates([site], network.z), values[at : at + site.size]
         at += site.size
@@ -194,7 +195,7 @@ def _diagonals(
         layer = site.name.rpartition(".")[0] or site.name
         block = Separate.of(own, place, scale, layer, proper)
         if not proper:
-            _require_positive(block, [site], "The data and the prior")
+            _require_positive(block, [site], "The sum of likelihood and prior")
         blocks.append(block)
     return blocks
 
@@ -214,7 +215,8 @@ def _kronecker(
                 f"and not 0; that of {layer.name!r} is another: use structure='diag' or 'full'."
             )
         columns.append(column)
-    blocks, bases = [], []
+    blocks: list[Block] = []
+    bases = []
     for factor, column in zip(found, columns, strict=True):
         wide = column.double()
         bases.append(
@@ -267,7 +269,7 @@ def _require_positive(block: Block, sites: Sequence[Site], what: str) -> None:
     best = int(vector.abs().argmax())
     names = [f"{site.name}[{k}]" if site.size > 1 else site.name for site in sites for k in range(site.size)]
     raise MethodError(
-        f"{what} leave no maximum here: the curvature is {float(least):.3g} along a direction that is mostly "
+        f"{what} shows no maximum here: the curvature is {float(least):.3g} along a direction that is mostly "
         f"{names[best]} ({float(vector[best]) ** 2:.0%} of its square). Either the optimiser has not reached a mode "
         "(more steps=, polish=), or the density has none there (an unidentified or unbounded direction); for a "
         "network curvature='ggn' is never negative."

@@ -91,6 +91,7 @@ class LogDensity:
         self._asked = execution
         self.gradients = 0
         self._gaussian = GaussianPart.of(self.sites, self.dtype, self.device)
+        self._prior_apart = False
         self._settled = False
         self._evaluators: dict[Any, Evaluator] = {}
         self._factors: dict[tuple[float, ...], Tensor] = {}
@@ -158,7 +159,9 @@ class LogDensity:
         other = copy.copy(self)
         names = frozenset(site.name for site in self.sites)
         other._gaussian = GaussianPart(names, mean.to(self.dtype), sd.to(self.dtype).square().reciprocal())
-        other._evaluators = {}
+        # The likelihood's graphs stay; with T = 1 nothing else is needed beside the closed form.
+        other._evaluators = {key: found for key, found in self._evaluators.items() if key[0] == "likelihood"}
+        other._prior_apart = self.temperature == 1
         other._settled = False
         other.gradients = 0
         return other
@@ -219,9 +222,11 @@ class LogDensity:
         rows, factors = self._rows_and_factors(batch, per_chain)
         self.gradients += len(z)
         own = frozenset(batch or ()) if per_chain else frozenset()
+        apart = self._prior_apart and target == "posterior"
         with torch.no_grad():
-            found, tensors = self._evaluator(z, rows, factors, target, own)
-            return found.function(z, factors, *tensors)
+            found, tensors = self._evaluator(z, rows, factors, "likelihood" if apart else target, own)
+            value, gradient = found.function(z, factors, *tensors)
+            return self._gaussian.add(z, value, gradient, factors[1]) if apart else (value, gradient)
 
     def function(self, batch: Batch | None = None, *, target: Target = "posterior") -> Callable[[Tensor], Tensor]:
         """The log density of one vector ``z [D]`` as a function that can be differentiated any number of times.

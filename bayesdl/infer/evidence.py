@@ -29,12 +29,14 @@ class Tuned:
 
     Attributes:
         problem: with the tuned prior.
+        working: the problem of which z is a mode: the same, but with the pull on the noise.
         z: the mode under it, ``[D]``.
         info: factors on the prior's precision by group, gradients there, effective numbers of parameters, rounds, and
             whether all of it is an interior maximum.
     """
 
     problem: Problem
+    working: Problem
     z: Tensor
     info: dict[str, Any]
 
@@ -80,7 +82,9 @@ def tune(
     centre, sd = prior
     noise = _noise(problem)
     factors: dict[str, float] = {}
-    gamma_before = 0.0
+    gamma_before, working = 0.0, problem
+    # Recorded once; a density whose prior has changed takes it over.
+    problem.density.value_and_grad(z[None], target="likelihood")
     for round_ in range(rounds + 1):
         current = replace(problem, density=problem.density.with_gaussian_prior(centre, sd))
         blocks = [block for block in precision(current, z, choice) if block.prior]
@@ -91,7 +95,8 @@ def tune(
         gradients = {name: 0.5 * (gammas[name] - squares[name]) for name in groups}
         if noise is not None:
             gradients["noise"] = gamma - gamma_before
-        settled = max(map(abs, gradients.values())) < SETTLED
+        # Relative to gamma as well: both vanish where the prior's precision runs to infinity.
+        settled = all(abs(value) < SETTLED * min(1.0, gammas.get(name, 1.0)) for name, value in gradients.items())
         factors = factors or dict.fromkeys(groups, 1.0)
         at_bound = [name for name, factor in factors.items() if not 1.01 / MOST < factor < MOST / 1.01]
         if settled or at_bound or round_ == rounds:
@@ -118,7 +123,7 @@ def tune(
     }
     if at_bound:
         info["at_bound"] = at_bound
-    return Tuned(current, z, info)
+    return Tuned(current, working, z, info)
 
 
 def _groups(blocks: list[Block], by_layer: bool) -> dict[str, list[Block]]:

@@ -103,17 +103,16 @@ class Laplace(Optimiser):
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         choice = choose(problem, self.structure, self.curvature, self.random, self.rank, self.batch_size)
         z, info = self._mode(problem, run)
-        tuned = Tuned(problem, z, {})
+        tuned = Tuned(problem, problem, z, {})
         if self.tune is not None:
             tuned = tune(problem, z, choice, run, self.tune == "layers", self.rounds, self.polished)
-        problem, z = tuned.problem, tuned.z
-        z, blocks, distance = self._refined(problem, z, choice)
+        z, blocks, distance = self._refined(tuned.working, tuned.z, choice)
         law = Normal(z, covariance_of(blocks, len(z)))
         info |= choice.info(blocks) | tuned.info
-        info |= {"mode_distance": distance, "log_evidence": self._log_evidence(problem, z, blocks)}
+        info |= {"mode_distance": distance, "log_evidence": self._log_evidence(tuned.problem, z, blocks)}
         linearised = choice.network if self.predictive == "auto" else self.predictive == "linearised"
         kind = LinearisedPosterior if linearised else GaussianPosterior
-        return kind(problem, law, info)
+        return kind(tuned.problem, law, info)
 
     def _mode(self, problem: Problem, run: Run) -> tuple[Tensor, dict[str, Any]]:
         """Near a mode, ``[D]``, and what to tell of the run.

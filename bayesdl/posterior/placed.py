@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bayesdl.posterior.covariance import Covariance, Dense, restore
+from bayesdl.posterior.covariance import Covariance, Dense, Diagonal, restore
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ class Placed(Covariance):
         start, stop, _ = part.indices(self.dim)
         wanted = ((self.place >= start) & (self.place < stop)).nonzero().flatten()
         points = self.points[(self.points >= start) & (self.points < stop)] - start
-        inner: Covariance
         if not len(wanted):
-            inner = self.inner.marginal(slice(0, 0))
-        elif int(wanted[-1] - wanted[0]) == len(wanted) - 1:
+            return Diagonal(torch.zeros(len(points), dtype=self.scale.dtype, device=self.scale.device))
+        inner: Covariance
+        if int(wanted[-1] - wanted[0]) == len(wanted) - 1:
             inner = self.inner.marginal(slice(int(wanted[0]), int(wanted[-1]) + 1))
         else:
             units = torch.zeros(len(wanted), len(self.place), dtype=self.scale.dtype, device=self.scale.device)

@@ -23,7 +23,9 @@ CURVATURES: tuple[Curvature, ...] = ("ggn", "fisher")
 
 
 def close(found: Tensor, wanted: object) -> None:
-    torch.testing.assert_close(found, wanted if isinstance(wanted, Tensor) else torch.from_numpy(np.array(wanted)), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(
+        found, wanted if isinstance(wanted, Tensor) else torch.from_numpy(np.array(wanted)), rtol=1e-10, atol=1e-11
+    )
 
 
 def oracle(tiny: Tiny, z: Tensor, curvature: str) -> np.ndarray:
