@@ -23,6 +23,7 @@ from bayesdl._registry import METHODS, MODULES, TABLE, method_class, resolve
 if TYPE_CHECKING:
     # What the table of _registry says, once more for type checkers and editors; a test compares the two.
     from bayesdl import bounds as bounds
+    from bayesdl import curvature as curvature
     from bayesdl import data as data
     from bayesdl import density as density
     from bayesdl import errors as errors

@@ -61,6 +61,7 @@ NAMES: dict[str, str] = {
 
 MODULES: dict[str, str] = {
     "bounds": "bayesdl.bounds",
+    "curvature": "bayesdl.curvature",
     "data": "bayesdl.data",
     "density": "bayesdl.density",
     "errors": "bayesdl.errors",

@@ -21,7 +21,7 @@ from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.prediction import Prediction
 from bayesdl.posterior.predictive import CELLS
 
-ROWS = 512
+ROWS = 128
 """New rows whose functions are looked at together where the caller gives no number."""
 
 
@@ -70,11 +70,13 @@ class LinearisedPosterior(GaussianPosterior):
             raise MethodError(f"max_draws={max_draws} must be at least 1.")
         if batch_size is not None and batch_size < 1:
             raise DataError(f"batch_size={batch_size} must be at least 1.")
-        problem = self.problem
-        if site is not None and site != problem.target:
-            raise MethodError(f"site={site!r}: a network predicts its target {problem.target!r} only.")
-        rows = problem.inputs(x)["x"]
-        draw = _Draws(self, max_draws, seed)
+        if site is not None and site != self.problem.target:
+            raise MethodError(f"site={site!r}: a network predicts its target {self.problem.target!r} only.")
+        return self._predict(self.problem.inputs(x)["x"], max_draws, seed, batch_size)
+
+    def _predict(self, rows: Tensor, max_draws: int, seed: int, batch_size: int | None = None) -> Prediction:
+        """At inputs in model units."""
+        problem, draw = self.problem, _Draws(self, max_draws, seed)
         size = batch_size or min(ROWS, max(1, CELLS // max_draws))
         pieces = rows.split(size)
         scale, shift = float(problem.scaler.y_scale), float(problem.scaler.y_mean)
@@ -88,6 +90,17 @@ class LinearisedPosterior(GaussianPosterior):
         inputs, targets = (x["x"], x["y"]) if isinstance(x, Mapping) and y is None else (x, y)
         self.problem.labelled(inputs, targets)  # says what is wrong with them
         return self.predict(inputs, max_draws=max_draws, seed=seed).log_prob_by_draw(targets)
+
+    def rows_by_chain(self, batch: dict[str, Any] | None = None) -> Tensor:
+        """Log likelihood of rows under draws of the outputs, ``[1, S, N]``."""
+        given = dict(self.problem.batch) if batch is None else batch
+        found = self.prediction_by_chain(given, self.problem.target)
+        y = given["y"]
+        return found.log_prob_by_draw(self.problem.scaler.unscale_y(y) if y.is_floating_point() else y)[None]
+
+    def prediction_by_chain(self, inputs: dict[str, Any], site: str) -> Prediction:
+        """With as many draws of the outputs as there are draws of the latents."""
+        return self._predict(inputs["x"], self.unconstrained_by_chain().shape[1], 0)
 
 
 class _Draws:

@@ -138,7 +138,7 @@ def prior_scales(problem: Problem, z: Tensor) -> Tensor:
     """
     density = problem.density
     batch = problem.minibatch(torch.arange(1)) if density.factorised else None
-    whole, likelihood = density.function(batch), density.function(batch, target="likelihood")
+    prior = density.function(batch, target="prior")
     names = {info.name for info in problem.model.sites}
     ones = torch.zeros_like(z)
     for site in density.sites:
@@ -147,7 +147,7 @@ def prior_scales(problem: Problem, z: Tensor) -> Tensor:
     # Through the tape, because a constant part has no forward derivative.
     leaf = z.detach().requires_grad_()
     with torch.enable_grad():
-        slope = torch.autograd.grad(whole(leaf) - likelihood(leaf), leaf, create_graph=True)[0]
+        slope = torch.autograd.grad(prior(leaf), leaf, create_graph=True)[0]
         bend = torch.autograd.grad(slope, leaf, ones, materialize_grads=True)[0]
     return (-bend.detach()).clamp(min=0).rsqrt()
 

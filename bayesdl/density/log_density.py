@@ -228,18 +228,24 @@ class LogDensity:
             value, gradient = found.function(z, factors, *tensors)
             return self._gaussian.add(z, value, gradient, factors[1]) if apart else (value, gradient)
 
-    def function(self, batch: Batch | None = None, *, target: Target = "posterior") -> Callable[[Tensor], Tensor]:
+    def function(
+        self, batch: Batch | None = None, *, target: Target | Literal["prior"] = "posterior"
+    ) -> Callable[[Tensor], Tensor]:
         """The log density of one vector ``z [D]`` as a function that can be differentiated any number of times.
 
         Args:
             batch: as in ``value_and_grad``.
-            target: as in ``value_and_grad``.
+            target: as in ``value_and_grad``, or "prior": that of the constrained latents alone.
         """
         rows, factors = self._rows_and_factors(batch, per_chain=False)
 
         def one(z: Tensor) -> Tensor:
+            leaves = sites.split(self.sites, z)
             with program.unchecked():
-                rest = self._target(sites.split(self.sites, z), rows, factors, target)
+                if target == "prior":
+                    rest = (self._terms(leaves, rows).prior - self._jacobian(leaves, gaussian=True)) * factors[1]
+                else:
+                    rest = self._target(leaves, rows, factors, target)
             return rest if target == "likelihood" else rest + self._gaussian.log_prob(z) * factors[1]
 
         return one

@@ -139,10 +139,6 @@ class Placed(Covariance):
             inner = Dense.of(self.inner.times(units)[:, wanted])
         return Placed(self.place[wanted] - start, points, self.scale[wanted], inner)
 
-    def double(self) -> Covariance:
-        """The same in double precision."""
-        return Placed(self.place, self.points, self.scale.double(), self.inner.double())
-
     def tensors(self) -> dict[str, Tensor]:
         """Where and in which units, and the parts of the inner covariance after "inner."."""
         own = {"place": self.place, "points": self.points, "scale": self.scale}
@@ -152,7 +148,7 @@ class Placed(Covariance):
     def restore(cls, tensors: dict[str, Tensor]) -> Placed:
         """Rebuild what ``tensors`` wrote."""
         inner = {name.removeprefix("inner."): part for name, part in tensors.items() if name.startswith("inner.")}
-        return cls(tensors["place"], tensors["points"], tensors["scale"], restore(inner))
+        return cls(tensors["place"].long(), tensors["points"].long(), tensors["scale"], restore(inner))
 
     def _spread(self, values: Tensor, rest: float) -> Tensor:
         whole = values.new_full((*values.shape[:-1], self.dim), rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,3 +127,14 @@ def test_batches_and_streams_are_the_same_prediction(monkeypatch: pytest.MonkeyP
     streamed = found.predict(x)
     torch.testing.assert_close(streamed.probs, whole.probs)
     torch.testing.assert_close(streamed.log_prob(y), whole.log_prob(y))
+
+
+def test_leave_one_out_is_of_the_functions_that_predict() -> None:
+    found = fit("regression", structure="kron")
+    data = dataset("regression")
+    rows = found.rows_by_chain()
+    assert rows.shape == (1, 1000, 32)
+    torch.testing.assert_close(rows[0].logsumexp(0) - np.log(1000), found.predict(data.x).log_prob(data.y))
+    torch.testing.assert_close(rows[0], found.log_likelihood(data.x, data.y))
+    groups = found.to_arviz()
+    torch.testing.assert_close(torch.from_numpy(groups.log_likelihood["y"].to_numpy()), rows)

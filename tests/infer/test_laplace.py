@@ -256,6 +256,17 @@ def test_layers_are_tuned_one_by_one(tmp_path: Path) -> None:
     assert torch.equal(loaded.problem.density.gaussian_prior()[1], found.problem.density.gaussian_prior()[1])
 
 
+def test_tuning_works_in_single_precision() -> None:
+    """The prior's curvature must not be a difference of large numbers."""
+    x, y = noise(200, 5).float(), (noise(200, 5, seed=2)[:, 0] > 0).long()
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = bdl.BayesianNetwork(net, bdl.priors.Normal("fan_in", w_std=100.0), bdl.likelihoods.Categorical())
+    found = fit(model, (100 * x, y), structure="kron", tune="prior", rounds=1)
+    factor = found.info["prior_precision"]["all"]
+    sd = found.problem.density.gaussian_prior()[1]
+    torch.testing.assert_close(sd[:40], torch.full((40,), 100 / 5**0.5 / factor**0.5), rtol=1e-5, atol=0)
+
+
 def test_data_that_say_nothing_push_the_prior_to_its_bound() -> None:
     x = noise(30, 3)
     model = bdl.BayesianNetwork(
