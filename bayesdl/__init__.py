@@ -23,6 +23,7 @@ from bayesdl._registry import METHODS, MODULES, TABLE, method_class, resolve
 if TYPE_CHECKING:
     # What the table of _registry says, once more for type checkers and editors; a test compares the two.
     from bayesdl import bounds as bounds
+    from bayesdl import curvature as curvature
     from bayesdl import data as data
     from bayesdl import density as density
     from bayesdl import errors as errors
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.hmc import HMC as HMC
     from bayesdl.infer.kalman import KalmanFilter as KalmanFilter
     from bayesdl.infer.last_layer import LastLayer as LastLayer
+    from bayesdl.infer.laplace import Laplace as Laplace
     from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.mc_dropout import MCDropout as MCDropout
     from bayesdl.infer.mclmc import MCLMC as MCLMC

@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "SVGD": "bayesdl.infer.svgd:SVGD",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "GuideVI": "bayesdl.infer.guide:GuideVI",
+    "Laplace": "bayesdl.infer.laplace:Laplace",
     "SGLD": "bayesdl.infer.sgld:SGLD",
     "PSGLD": "bayesdl.infer.preconditioned:PSGLD",
     "SGHMC": "bayesdl.infer.sghmc:SGHMC",
@@ -66,6 +67,7 @@ NAMES: dict[str, str] = {
 
 MODULES: dict[str, str] = {
     "bounds": "bayesdl.bounds",
+    "curvature": "bayesdl.curvature",
     "data": "bayesdl.data",
     "density": "bayesdl.density",
     "errors": "bayesdl.errors",

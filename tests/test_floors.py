@@ -21,6 +21,7 @@ FLOORS = {
     "density": 1,
     "statespace": 1,
     "posterior": 2,
+    "curvature": 2.5,
     "infer": 3,
     "evaluate": 3,
     "bounds": 4,

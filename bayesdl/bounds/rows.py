@@ -96,7 +96,7 @@ def _equal_rows(problem: Problem, data: Dataset, among: Tensor) -> Tensor:
 
 def _bytes(x: Tensor, y: Tensor) -> list[bytes]:
     """The contents of each row."""
-    parts = [value.detach().cpu().reshape(len(value), -1).numpy() for value in (x, y)]
+    parts = [value.detach().cpu().reshape(len(value), value.shape[1:].numel()).numpy() for value in (x, y)]
     return [x_.tobytes() + y_.tobytes() for x_, y_ in zip(*parts, strict=True)]
 
 

@@ -94,6 +94,7 @@ class LogDensity:
         self.gradients = 0
         self.new_prior: tuple[Tensor, Tensor | Coupling] | None = None
         self._gaussian = GaussianPart.of(self.sites, self.dtype, self.device)
+        self._prior_apart = False
         self._settled = False
         self._evaluators: dict[Any, Evaluator] = {}
         self._factors: dict[tuple[float, ...], Tensor] = {}
@@ -176,7 +177,9 @@ class LogDensity:
         else:
             other._gaussian = GaussianPart(names, mean, spread.precisions(), spread)
         other.new_prior = mean, spread
-        other._evaluators = {}
+        # The likelihood's graphs stay; with T = 1 nothing else is needed beside the closed form.
+        other._evaluators = {key: found for key, found in self._evaluators.items() if key[0] == "likelihood"}
+        other._prior_apart = self.temperature == 1
         other._settled = False
         other.gradients = 0
         return other
@@ -237,9 +240,38 @@ class LogDensity:
         rows, factors = self._rows_and_factors(batch, per_chain)
         self.gradients += len(z)
         own = frozenset(batch or ()) if per_chain else frozenset()
+        apart = self._prior_apart and target == "posterior"
         with torch.no_grad():
-            found, tensors = self._evaluator(z, rows, factors, target, own)
-            return found.function(z, factors, *tensors)
+            found, tensors = self._evaluator(z, rows, factors, "likelihood" if apart else target, own)
+            value, gradient = found.function(z, factors, *tensors)
+            return self._gaussian.add(z, value, gradient, factors[1]) if apart else (value, gradient)
+
+    def function(
+        self, batch: Batch | None = None, *, target: Target | Literal["prior"] = "posterior"
+    ) -> Callable[[Tensor], Tensor]:
+        """The log density of one vector ``z [D]`` as a function that can be differentiated any number of times.
+
+        Args:
+            batch: as in ``value_and_grad``.
+            target: as in ``value_and_grad``, or "prior": that of the constrained latents alone.
+        """
+        rows, factors = self._rows_and_factors(batch, per_chain=False)
+
+        def one(z: Tensor) -> Tensor:
+            leaves = sites.split(self.sites, z)
+            with program.unchecked():
+                if target == "prior":
+                    rest = (self._terms(leaves, rows).prior - self._jacobian(leaves, gaussian=True)) * factors[1]
+                else:
+                    rest = self._target(leaves, rows, factors, target)
+            return rest if target == "likelihood" else rest + self._gaussian.log_prob(z) * factors[1]
+
+        return one
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """(1/T, 1/(T T_L)): the powers of prior and likelihood in the target."""
+        return 1.0 / self.temperature, 1.0 / (self.temperature * self.likelihood_temperature)
 
     def expect(
         self,
@@ -274,8 +306,11 @@ class LogDensity:
         rows, factors = self._rows_and_factors(batch, per_chain)
         own = frozenset(batch or ()) if per_chain else frozenset()
         asked = self._asked if execution is None else cast(Execution, execution)
+        apart = self._prior_apart and target == "posterior" and not fused
         with torch.no_grad():
-            found, _ = self._evaluator(z, rows, factors, target, own, Wish(asked, calls, fused))
+            found, _ = self._evaluator(
+                z, rows, factors, "likelihood" if apart else target, own, Wish(asked, calls, fused)
+            )
         self.execution, self.execution_note, self._settled = found.way, found.note, True
         return self.execution
 

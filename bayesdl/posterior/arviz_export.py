@@ -11,8 +11,6 @@ from torch import Tensor
 
 from bayesdl.density.discovery import prior_trace
 from bayesdl.errors import DataError, MethodError, MissingExtra, ModelError, NotFactorised
-from bayesdl.posterior.base import row_log_likelihood
-from bayesdl.posterior.predictive import predict
 
 if TYPE_CHECKING:
     import arviz
@@ -96,16 +94,14 @@ def _rows(problem: Problem, x: Any, y: Any) -> dict[str, Any] | None:
 def _log_likelihood(posterior: Posterior, problem: Problem, batch: dict[str, Any] | None) -> Groups:
     if batch is not None and any(site.scope == "local" for site in problem.density.sites):
         raise NotFactorised("The program has latents inside the data plate, which other rows do not share.")
-    z = posterior.unconstrained_by_chain()
-    values = row_log_likelihood(problem, z.flatten(0, 1), batch)
     name = problem.target if len(problem.density.observed) == 1 else JOINT
-    return {"log_likelihood": {name: _numbers(values.unflatten(0, z.shape[:2]))}}
+    return {"log_likelihood": {name: _numbers(posterior.rows_by_chain(batch))}}
 
 
 def _targets(posterior: Posterior, problem: Problem, batch: dict[str, Any] | None) -> Groups:
     """What was observed, and one replication of it under every draw."""
     arguments = {**problem.batch} if batch is None else batch
-    z = posterior.unconstrained_by_chain()
+    chains = posterior.unconstrained_by_chain().shape[:2]
     nodes = prior_trace(problem.model, arguments, 0).nodes
     observed, replicated = {}, {}
     inputs = {name: value for name, value in arguments.items() if name != problem.y_name}
@@ -116,8 +112,8 @@ def _targets(posterior: Posterior, problem: Problem, batch: dict[str, Any] | Non
         observed[site] = _numbers(problem.scaler.unscale_y(value) if value.is_floating_point() else value)
     try:
         for site in sites:
-            prediction = predict(problem, z.flatten(0, 1), inputs, site=site, seed=problem.seed)
-            replicated[site] = _numbers(prediction.sample_by_draw(problem.seed).unflatten(0, z.shape[:2]))
+            prediction = posterior.prediction_by_chain(inputs, site)
+            replicated[site] = _numbers(prediction.sample_by_draw(problem.seed).unflatten(0, chains))
     except ModelError:  # the program cannot be predicted with (see predict)
         replicated = {}
     return {"posterior_predictive": replicated, "observed_data": observed}

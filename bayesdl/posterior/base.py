@@ -211,6 +211,20 @@ class Posterior(ABC):
 
         return save(self, Path(path))
 
+    def rows_by_chain(self, batch: dict[str, Any] | None = None) -> Tensor:
+        """Log likelihood of rows ``[C, S, N]`` under ``unconstrained_by_chain``, as a density of the raw targets.
+
+        Args:
+            batch: the program's arguments in model units; the training rows if None.
+        """
+        z = self.unconstrained_by_chain()
+        return row_log_likelihood(self.problem, z.flatten(0, 1), batch).unflatten(0, z.shape[:2])
+
+    def prediction_by_chain(self, inputs: dict[str, Any], site: str) -> Prediction:
+        """The prediction of a site at inputs in model units, its draws those of ``unconstrained_by_chain`` in order."""
+        z = self.unconstrained_by_chain().flatten(0, 1)
+        return predict(self.problem, z, inputs, site=site, seed=self.problem.seed)
+
     def _constrain(self, z: Tensor) -> dict[str, Tensor]:
         if self._problem is None and self._record is not None:
             return constrain_without_model(self._record.sites, z)

@@ -420,13 +420,17 @@ class Blocks(Covariance):
 
 def restore(tensors: Mapping[str, Tensor]) -> Covariance:
     """The covariance that has these parts: their names tell its structure."""
+    from bayesdl.posterior.placed import Placed, Spectral  # which stands on this module
+
+    if "place" in tensors:
+        return Placed.restore(dict(tensors))
     if any("." in name for name in tensors):
         groups: dict[int, dict[str, Tensor]] = {}
         for name, part in tensors.items():
             number, _, rest = name.partition(".")
             groups.setdefault(int(number), {})[rest] = part
         return Blocks(tuple(restore(groups[k]) for k in sorted(groups)))
-    kinds: Sequence[type[Covariance]] = (Diagonal, LowRank, Dense, Kronecker)
+    kinds: Sequence[type[Covariance]] = (Diagonal, LowRank, Dense, Kronecker, Spectral)
     for kind in kinds:
         if {entry.name for entry in fields(kind)} == set(tensors):
             return kind(**tensors)

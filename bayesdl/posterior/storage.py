@@ -34,6 +34,7 @@ KINDS = {
     "gaussian": "bayesdl.posterior.gaussian:GaussianPosterior",
     "mixture": "bayesdl.posterior.mixture:MixturePosterior",
     "dropout": "bayesdl.posterior.dropout:DropoutPosterior",
+    "linearised": "bayesdl.curvature.linearised:LinearisedPosterior",
     "guide": "bayesdl.posterior.guide:GuidePosterior",
     "gp": "bayesdl.infinite.posterior:GPPosterior",
 }

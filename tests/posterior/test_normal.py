@@ -14,6 +14,7 @@ from bayesdl.errors import MethodError
 from bayesdl.posterior import covariance as structures
 from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kronecker, LowRank, restore
 from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.placed import Placed, Spectral
 
 DOUBLE, DIM = torch.float64, 6
 
@@ -38,10 +39,20 @@ def structure(name: str, seed: int = 0) -> Covariance:
         return Dense.of(root @ root.mT + 0.5 * torch.eye(DIM, dtype=DOUBLE))
     if name == "kronecker":
         return Kronecker(orthogonal(2, seed + 3), orthogonal(3, seed + 4), sd.square().reshape(2, 3))
+    if name == "spectral":
+        return Spectral(orthogonal(DIM, seed + 6)[:, :2], sd[:2].square(), sd[3].square())
+    if name == "placed":
+        order = torch.tensor([4, 0, 5, 2, 1, 3])
+        return Placed(
+            order,
+            order[:0],
+            0.5 + sd,
+            Blocks((structure("spectral", seed + 7).marginal(slice(0, 2)), Diagonal(sd[2:]))),
+        )
     return Blocks((Diagonal(sd[:1]), LowRank(sd[1:4], noise(3, 1, seed=seed + 5)), Diagonal(sd[4:])))
 
 
-NAMES = ("diagonal", "low rank", "dense", "kronecker", "blocks")
+NAMES = ("diagonal", "low rank", "dense", "kronecker", "spectral", "placed", "blocks")
 
 
 def written_out(covariance: Covariance) -> Tensor:
@@ -55,6 +66,13 @@ def written_out(covariance: Covariance) -> Tensor:
     if isinstance(covariance, Kronecker):
         basis = torch.kron(covariance.left, covariance.right)
         return basis @ covariance.spread.reshape(-1).diag() @ basis.mT
+    if isinstance(covariance, Spectral):
+        whole = covariance.basis @ covariance.basis.mT
+        rest = covariance.across * (torch.eye(covariance.dim, dtype=DOUBLE) - whole)
+        return (covariance.basis * covariance.along) @ covariance.basis.mT + rest
+    if isinstance(covariance, Placed):
+        chosen = torch.eye(covariance.dim, dtype=DOUBLE)[:, covariance.place] * covariance.scale
+        return chosen @ written_out(covariance.inner) @ chosen.mT
     assert isinstance(covariance, Blocks)
     return torch.block_diag(*map(written_out, covariance.blocks))
 
@@ -182,3 +200,22 @@ def test_nothing_large_is_written_out() -> None:
         Dense.of(-torch.eye(2))
     with pytest.raises(MethodError, match="No covariance has the parts"):
         restore({"sd": torch.ones(2), "other": torch.ones(2)})
+
+
+def test_what_is_not_placed_is_a_point() -> None:
+    inner = structure("dense").marginal(slice(0, 3))
+    found = Placed(torch.tensor([5, 0, 2]), torch.tensor([1, 3, 4]), torch.tensor([2.0, 1.0, 0.5], dtype=DOUBLE), inner)
+    matrix = written_out(found)
+    rows = noise(4, DIM)
+    torch.testing.assert_close(found.dense(), matrix)
+    torch.testing.assert_close(found.variances(), matrix.diagonal())
+    assert (found.scaled(noise(50, 3))[:, found.points] == 0).all()
+    assert found.log_det() == -torch.inf
+    assert (found.precisions()[found.points] == torch.inf).all()
+    for part in (slice(0, 3), slice(3, 5), slice(2, 6)):
+        torch.testing.assert_close(found.marginal(part).dense(), matrix[part, part])
+    rows[:, found.points] = 0.0
+    torch.testing.assert_close(found.times(found.solve(rows)), rows)
+    again = restore(found.tensors())
+    torch.testing.assert_close(again.dense(), matrix)
+    assert Normal(rows[0], found).kl(law("diagonal")) == torch.inf

@@ -1,0 +1,165 @@
+"""A Laplace posterior as eigenvalues: precisions ``d + lambda`` in the units of the prior, block by block.
+
+With u = (z - m) / s for a prior N(m, diag s^2) and H the curvature of the likelihood, the precision of u is
+``diag(s) H diag(s) + 1``. Its eigenvectors do not change when the prior's precision is multiplied by lambda, so
+posterior, evidence and the evidence's derivatives are closed forms of lambda from one decomposition.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kronecker
+from bayesdl.posterior.placed import Placed, Spectral
+
+
+@dataclass(frozen=True, eq=False)
+class Block(ABC):
+    """Some coordinates that are independent of all others.
+
+    Attributes:
+        place: ``[R]``, which coordinates of z.
+        scale: ``[R]``, the prior's sd, or 1 where the matrix holds the prior already.
+        group: the name of the layer or site.
+        prior: whether the prior adds a precision of 1 in these units; else the matrix is the whole precision.
+        values: eigenvalues d, float64, any shape; those that are left out are 0.
+    """
+
+    place: Tensor
+    scale: Tensor
+    group: str
+    prior: bool
+    values: Tensor
+
+    @property
+    def zeros(self) -> int:
+        """Eigenvalues that are 0 and not in ``values``."""
+        return len(self.place) - self.values.numel()
+
+    @property
+    def added(self) -> float:
+        """The precision that the prior adds: 1 or 0."""
+        return float(self.prior)
+
+    @abstractmethod
+    def covariance(self) -> Covariance:
+        """Of ``z[place] / scale``."""
+
+    def log_det(self) -> float:
+        """Log determinant of the precision of ``z[place]``."""
+        inner = (self.values + self.added).log().sum()
+        return float(inner) - 2.0 * float(self.scale.double().log().sum())
+
+    def effective(self, precision: float = 1.0) -> float:
+        """``gamma = sum d / (d + lambda)``: how many directions the data determine (MacKay, 1992)."""
+        return float((self.values / (self.values + precision)).sum())
+
+    def _variances(self) -> Tensor:
+        return (self.values + self.added).reciprocal().to(self.scale.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Full(Block):
+    """A dense matrix by its eigenvectors ``basis [R, R]``."""
+
+    basis: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor, place: Tensor, scale: Tensor, group: str, prior: bool) -> Full:
+        """From the curvature by ``z[place]``, ``[R, R]``; negative eigenvalues stay, for the caller to judge."""
+        wide = scale.double()
+        values, basis = torch.linalg.eigh(wide[:, None] * matrix.double() * wide)
+        return cls(place, scale, group, prior, values.clamp(min=0) if prior else values, basis)
+
+    def covariance(self) -> Covariance:
+        """Dense."""
+        root = self.basis * (self.values + self.added).rsqrt()
+        return Dense.of((root @ root.mT).to(self.scale.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Separate(Block):
+    """A diagonal matrix."""
+
+    @classmethod
+    def of(cls, diagonal: Tensor, place: Tensor, scale: Tensor, group: str, prior: bool) -> Separate:
+        """From the curvature's diagonal by ``z[place]``, ``[R]``."""
+        return cls(place, scale, group, prior, diagonal.double() * scale.double().square())
+
+    def covariance(self) -> Covariance:
+        """Diagonal."""
+        return Diagonal(self._variances().sqrt())
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Block):
+    """A matrix of weights ``[O, I]`` in the basis ``left [O, O] x right [I, I]``; the values are ``[O, I]``."""
+
+    left: Tensor
+    right: Tensor
+
+    def covariance(self) -> Covariance:
+        """Kronecker."""
+        return Kronecker(self.left, self.right, self._variances())
+
+
+@dataclass(frozen=True, eq=False)
+class Few(Block):
+    """A matrix of low rank by its eigenvectors ``basis [R, rank]``."""
+
+    basis: Tensor
+
+    def covariance(self) -> Covariance:
+        """The prior's, less what the few directions say."""
+        return Spectral(self.basis, self._variances(), self.scale.new_tensor(1.0))
+
+
+def covariance_of(blocks: Sequence[Block], dim: int) -> Placed:
+    """The covariance over all D coordinates; those in no block are points."""
+    first = blocks[0].scale
+    place = torch.cat([block.place for block in blocks])
+    is_point = torch.ones(dim, dtype=torch.bool, device=first.device)
+    is_point[place] = False
+    inner = [block.covariance() for block in blocks]
+    scale = torch.cat([block.scale for block in blocks])
+    whole = inner[0] if len(inner) == 1 else Blocks(tuple(inner))
+    return Placed(place, is_point.nonzero().flatten(), scale, whole)
+
+
+def log_evidence(log_density: float, blocks: Sequence[Block]) -> float:
+    """``log p(y, z*) + R/2 log 2 pi - 1/2 log det(precision)`` over the R coordinates that are no points.
+
+    Args:
+        log_density: log joint at the mode, in the unconstrained coordinates.
+        blocks: the posterior's precision.
+    """
+    size = sum(len(block.place) for block in blocks)
+    return log_density + 0.5 * size * math.log(2.0 * math.pi) - 0.5 * sum(block.log_det() for block in blocks)
+
+
+def best_precision(blocks: Sequence[Block], square: float, most: float) -> float:
+    """The factor lambda on the prior's precision that maximises the evidence, the mode held fixed.
+
+    The derivative by log lambda is ``(gamma(lambda) - lambda |u|^2) / 2`` with u the mode in units of the prior: it
+    falls in lambda, so there is one root (MacKay, 1992, eq. 4.9). Found by bisection of the logarithm.
+
+    Args:
+        blocks: with the same lambda.
+        square: ``|u|^2`` over them.
+        most: the result lies between 1/most and most.
+    """
+    low, high = -math.log(most), math.log(most)
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        precision = math.exp(middle)
+        if sum(block.effective(precision) for block in blocks) > precision * square:
+            low = middle
+        else:
+            high = middle
+    return math.exp(0.5 * (low + high))

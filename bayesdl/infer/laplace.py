@@ -1,0 +1,172 @@
+"""The Laplace approximation: a Gaussian at a mode, with the curvature there as its precision (MacKay, 1992)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bayesdl.curvature.linearised import LinearisedPosterior
+from bayesdl.curvature.precision import STRUCTURES, Choice, choose, precision
+from bayesdl.curvature.spectrum import Block, covariance_of, log_evidence
+from bayesdl.density.log_density import Target
+from bayesdl.errors import MethodError
+from bayesdl.infer import method as check
+from bayesdl.infer.evidence import Tuned, tune
+from bayesdl.infer.lbfgs import LBFGSEngine
+from bayesdl.infer.loop import Run
+from bayesdl.infer.method import Work
+from bayesdl.infer.optimise import Optimiser
+from bayesdl.infer.starts import start
+from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.gaussian import GaussianPosterior
+from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.problem import Problem
+
+NEWTON = 4  # steps of Newton's method at the end, where the precision is written out
+PREDICTIVES = ("auto", "linearised", "sampled")
+
+
+@dataclass(frozen=True)
+class Laplace(Optimiser):
+    r"""q(z) = N(z*, P^-1) at a mode z* of the log density in unconstrained coordinates.
+
+    ``P = curvature of the negative log likelihood + curvature of the negative log prior``, and the evidence is
+    ``log p(y, z*) + D/2 log 2 pi - 1/2 log det P``. Exact for linear models with Gaussian noise.
+
+    The mode is found as ``MAP`` finds it (settings of the same names), but with the Jacobian of the unconstrained
+    coordinates, and then polished by L-BFGS with all rows. With ``init=`` a posterior or a dict of values, these are
+    taken to be near the mode and are only polished. Sites of ``pyro.param`` are points. Sites of a network's likelihood
+    and prior (a noise level) are independent of its weights in q, with the exact Hessian of their own block; where that
+    is not positive they are points, and ``info["hyperparameters"]`` says which.
+
+    A network's prediction is that of its linearisation by default (``LinearisedPosterior``): a Gauss-Newton precision
+    is the exact one of the linearised model, and weights drawn from it often fit worse than any trained network.
+
+    Args:
+        structure: of the precision: "full", "diag", "kron" (K-FAC: a block for each linear and convolutional layer, a
+            diagonal for other parameters), "ekfac" (with the exact diagonal in K-FAC's basis), "low_rank" (the largest
+            directions of the likelihood's curvature in units of the prior), or "auto": "full" up to 1,000 unknowns,
+            else "kron" if the network has such layers and the prior allows it, else "diag".
+        curvature: "ggn" (generalised Gauss-Newton), "fisher" (empirical), "hessian" (exact, of any program; "full"
+            only), or "auto": "ggn" for a network, "hessian" for a program.
+        random: shell-style pattern or patterns on the names of the sites that are random, such as "2.*" for a last
+            layer; the others are points at the mode. None: all.
+        rank: directions of "low_rank".
+        polish: most iterations of L-BFGS after the optimiser; 0 leaves the optimiser's result as it is, for networks
+            whose training was stopped early (``info["mode_distance"]`` then tells how far from a mode).
+        predictive: "linearised", "sampled" (weights drawn from q), or "auto": the first for networks.
+        tune: "prior" multiplies the precision of a Gaussian prior by the number that maximises the evidence, "layers"
+            by one number for each layer; a Gaussian likelihood's unknown noise is set along with it. The mode is found
+            again after each change, until the gradient by the logarithm of every number is below 1e-3.
+        rounds: most changes of the prior.
+    """
+
+    name: ClassVar[str] = "Laplace"
+    tempered: ClassVar[bool] = True
+    target: ClassVar[Target] = "posterior"
+
+    structure: str = "auto"
+    curvature: str = "auto"
+    random: str | tuple[str, ...] | None = None
+    rank: int = 20
+    polish: int = 200
+    predictive: str = "auto"
+    tune: str | None = None
+    rounds: int = 100
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check.one_of(self.name, ("auto", *STRUCTURES), structure=self.structure)
+        check.one_of(self.name, ("auto", "ggn", "fisher", "hessian"), curvature=self.curvature)
+        check.one_of(self.name, PREDICTIVES, predictive=self.predictive)
+        check.one_of(self.name, (None, "prior", "layers"), tune=self.tune)
+        check.whole(self.name, rank=self.rank, rounds=self.rounds)
+        check.whole(self.name, at_least=0, polish=self.polish)
+        if isinstance(self.random, list):  # from a file
+            object.__setattr__(self, "random", tuple(self.random))
+        if self.curvature == "hessian" and self.structure not in ("auto", "full"):
+            raise MethodError(f"{self.name}(curvature='hessian') is written out: structure must be 'full'.")
+        if self.tune is not None and (self.temperature, self.likelihood_temperature) != (1, 1):
+            raise MethodError(f"{self.name}(tune={self.tune!r}) maximises an evidence, which has temperature 1.")
+        if self.validation is not None and self.polish:
+            raise MethodError(f"{self.name}(validation=...) stops before the mode: it takes polish=0.")
+
+    def work(self, problem: Problem) -> Work:
+        """The optimiser, its polish, and the curvature, which costs about a gradient for each output of a row."""
+        return replace(super().work(problem), note="and L-BFGS, and the curvature at the mode")
+
+    def _fit(self, problem: Problem, run: Run) -> Posterior:
+        choice = choose(problem, self.structure, self.curvature, self.random, self.rank, self.batch_size)
+        z, info = self._mode(problem, run)
+        tuned = Tuned(problem, problem, z, {})
+        if self.tune is not None:
+            tuned = tune(problem, z, choice, run, self.tune == "layers", self.rounds, self.polished)
+        z, blocks, distance = self._refined(tuned.working, tuned.z, choice)
+        law = Normal(z, covariance_of(blocks, len(z)))
+        info |= choice.info(blocks) | tuned.info
+        info |= {"mode_distance": distance, "log_evidence": self._log_evidence(tuned.problem, z, blocks)}
+        linearised = choice.network if self.predictive == "auto" else self.predictive == "linearised"
+        kind = LinearisedPosterior if linearised else GaussianPosterior
+        return kind(tuned.problem, law, info)
+
+    def _mode(self, problem: Problem, run: Run) -> tuple[Tensor, dict[str, Any]]:
+        """Near a mode, ``[D]``, and what to tell of the run.
+
+        Raises:
+            MethodError: the callback ended the run before.
+        """
+        if run.init is None or isinstance(run.init, str):
+            z, info = self.optimise(problem, run, 1)
+            self._require_all(run)
+            return self.polished(problem, z[0], run.stage("polish")), info
+        z = start(problem, run, 1)[0]
+        return self.polished(problem, z, run), {}
+
+    def polished(self, problem: Problem, z: Tensor, run: Run) -> Tensor:
+        """``z [D]`` after L-BFGS with all rows."""
+        if not self.polish:
+            return z
+        engine = LBFGSEngine(self.name, problem, self.target, self.polish, 1, lambda: z[None])
+        state = run.drive(engine, problem.density)
+        self._require_all(run)
+        return engine.result(state)[0]
+
+    def _require_all(self, run: Run) -> None:
+        if run.tally.stopped or run.tally.interrupted:
+            raise run.too_early("the mode was found")
+
+    def _refined(self, problem: Problem, z: Tensor, choice: Choice) -> tuple[Tensor, list[Block], float]:
+        """The mode after Newton's steps where they cost little, the precision there, and the distance that is left.
+
+        The distance is ``sqrt(g^T P^-1 g)`` with g the gradient: that from the mode in standard deviations of q, as a
+        step of Newton's method sees it.
+        """
+        density = problem.density
+        enough = torch.finfo(z.dtype).eps ** 2
+        for attempt in range(NEWTON + 1):
+            blocks = precision(problem, z, choice)
+            value, slope = density.value_and_grad(z[None], target=self.target)
+            step = covariance_of(blocks, len(z)).times(slope[0])
+            square = float((slope[0] * step).sum())
+            # Newton's method is trusted near the mode alone, and only along random coordinates.
+            if attempt == NEWTON or not (self.polish and choice.structure == "full" and enough < square < 1):
+                break
+            better = density.log_density(z + step, target=self.target)
+            if not float(better) >= float(value[0]) - 1e-9 * (1 + abs(float(value[0]))):
+                break
+            z = z + step
+        return z, blocks, math.sqrt(max(square, 0.0))
+
+    def _log_evidence(self, problem: Problem, z: Tensor, blocks: list[Block]) -> float:
+        """As a density of the raw targets."""
+        found = log_evidence(float(problem.density.log_density(z, target=self.target)), blocks)
+        target = None if problem.y_name is None else problem.batch[problem.y_name]
+        if target is None or not problem.scaled:
+            return found
+        scale = float(problem.scaler.y_scale.log())
+        return found - problem.density.powers[1] * target.numel() * scale
