@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
     from bayesdl.infer.kalman import KalmanFilter as KalmanFilter
-    from bayesdl.infer.last_layer import LastLayer as LastLayer
     from bayesdl.infer.laplace import Laplace as Laplace
+    from bayesdl.infer.last_layer import LastLayer as LastLayer
     from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.mc_dropout import MCDropout as MCDropout
     from bayesdl.infer.mclmc import MCLMC as MCLMC

@@ -20,6 +20,8 @@ from bayesdl.curvature.sums import coordinates, dense, diagonal, top
 from bayesdl.density import Site
 from bayesdl.errors import MethodError
 from bayesdl.models import BayesianNetwork
+from bayesdl.posterior.covariance import Diagonal
+from bayesdl.posterior.prior import prior_law
 from bayesdl.posterior.problem import Problem
 
 STRUCTURES = ("full", "diag", "kron", "ekfac", "low_rank")
@@ -93,7 +95,7 @@ def choose(
     weights = [site for site in sites if site.name in names]
     if kind == "hessian" or structure != "auto":
         found = "full" if kind == "hessian" and structure == "auto" else structure
-    elif sum(site.size for site in weights) <= FULL_UP_TO:
+    elif _is_coupled(problem) or sum(site.size for site in weights) <= FULL_UP_TO:
         found = "full"
     else:
         start = problem.density.prior_draws(1)[0]
@@ -121,13 +123,40 @@ def precision(problem: Problem, z: Tensor, choice: Choice) -> list[Block]:
         return [_exact(problem, z, choice.random, choice.batch_size)]
     network = NetworkOutputs(problem, z)
     weights = [site for site in choice.random if site not in choice.hyper]
-    blocks = _of_network(network, weights, choice, prior_scales(problem, z)) if weights else []
+    blocks: list[Block] = []
+    if weights and _is_coupled(problem):
+        blocks.append(_under_coupled_prior(network, weights, choice))
+    elif weights:
+        blocks += _of_network(network, weights, choice, prior_scales(problem, z))
     if choice.hyper:
         with suppress(MethodError):  # no maximum of these: points, as ``info`` says
             blocks.append(_exact(problem, z, choice.hyper, choice.batch_size))
     if not blocks:
         raise MethodError("Nothing is random: the curvature by the hyperparameters is not that of a maximum.")
     return blocks
+
+
+def _is_coupled(problem: Problem) -> bool:
+    """Whether the prior is an earlier posterior under which coordinates depend on each other."""
+    law = prior_law(problem.density)
+    return law is not None and not isinstance(law.covariance, Diagonal)
+
+
+def _under_coupled_prior(network: NetworkOutputs, weights: list[Site], choice: Choice) -> Full:
+    """The precision of likelihood and prior, written out."""
+    law = prior_law(network.problem.density)
+    assert law is not None  # _is_coupled has looked
+    if choice.structure != "full":
+        raise MethodError(
+            f"structure={choice.structure!r} needs a prior with independent coordinates, and prior= couples them "
+            f"({type(law.covariance).__name__}): use structure='full', or structure='diag' in the earlier fit."
+        )
+    kind: Curvature = "fisher" if choice.curvature == "fisher" else "ggn"
+    place = coordinates(weights, network.z)
+    rows = torch.zeros(len(place), law.dim, dtype=law.mean.dtype, device=law.mean.device)
+    rows[torch.arange(len(place)), place] = 1.0
+    matrix = dense(network, weights, kind, choice.batch_size) + law.covariance.solve(rows)[:, place]
+    return Full.of(matrix, place, torch.ones_like(network.z[place]), "weights", False)
 
 
 def prior_scales(problem: Problem, z: Tensor) -> Tensor:

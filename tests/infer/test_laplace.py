@@ -54,6 +54,18 @@ def test_so_is_it_as_a_program(batch_size: int | None) -> None:
     assert found.info["mode_distance"] < 1e-10
 
 
+def test_online_laplace_is_one_fit_of_all_rows() -> None:
+    c = conjugate()
+    x, y = c.data
+    first = fit(c.network(), (x[:9], y[:9]))
+    second = bdl.fit(c.network(), (x[9:], y[9:]), bdl.Laplace(steps=200), prior=first)
+    whole = fit(c.network(), (x, y))
+    torch.testing.assert_close(second.mean, whole.mean, rtol=0, atol=1e-7)
+    torch.testing.assert_close(second.law.covariance.dense(), whole.law.covariance.dense(), **EXACT)
+    with pytest.raises(MethodError, match="structure='full'"):
+        bdl.fit(c.network(), (x[9:], y[9:]), bdl.Laplace(steps=20, structure="kron"), prior=first)
+
+
 def test_the_diagonal_is_that_of_the_precision() -> None:
     c = conjugate()
     found = fit(c.network(), c.data, structure="diag")
