@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.ivon import IVON as IVON
     from bayesdl.infer.mala import MALA as MALA
     from bayesdl.infer.mclmc import MCLMC as MCLMC
     from bayesdl.infer.method import Method as Method
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from bayesdl.infer.sghmc import SGHMC as SGHMC
     from bayesdl.infer.sgld import SGLD as SGLD
     from bayesdl.infer.sgnht import SGNHT as SGNHT
+    from bayesdl.infer.variational import FullRankVI as FullRankVI
+    from bayesdl.infer.variational import LowRankVI as LowRankVI
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP
     from bayesdl.infinite.methods import NNGP as NNGP

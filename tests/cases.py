@@ -50,6 +50,9 @@ METHODS: dict[str, MethodCase] = {
     "MAP": MethodCase({"steps": 60}),
     "DeepEnsemble": MethodCase({"steps": 60, "members": 3}),
     "MeanFieldVI": MethodCase({"steps": 60}),
+    "LowRankVI": MethodCase({"steps": 60, "rank": 3}),
+    "FullRankVI": MethodCase({"steps": 60}),
+    "IVON": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
     "PSGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
@@ -73,6 +76,12 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),
+    "MeanFieldVI-warmup": (
+        "MeanFieldVI",
+        MethodCase({"steps": 40, "kl_weight": schedules.Warmup(20), "estimator": "reparameterisation"}),
+    ),
+    "IVON-minibatch": ("IVON", MethodCase({"steps": 40, "batch_size": 7})),
+    "FullRankVI-weighted": ("FullRankVI", MethodCase({"steps": 40, "alpha": 0.0})),
     "SGLD-minibatch": ("SGLD", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
     "SGLD-schedule": (
         "SGLD",

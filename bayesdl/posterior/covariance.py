@@ -21,6 +21,8 @@ CHUNK = 256
 """Columns of a root that are looked at together where two structures have no closed form in common."""
 MOST_DENSE = 8192
 """Dimensions of a matrix that is written out at most: 0.5 GiB in double precision."""
+INNER = "inner/"
+"""Before the names of the parts of a covariance that only some coordinates have."""
 
 
 @dataclass(frozen=True)
@@ -418,8 +420,95 @@ class Blocks(Covariance):
         return {f"{k}.{name}": part for k, block in enumerate(self.blocks) for name, part in block.tensors().items()}
 
 
+@dataclass(frozen=True)
+class Partial(Covariance):
+    """A covariance of some of the coordinates; all others are points.
+
+    Attributes:
+        inner: of the random coordinates, in their order.
+        random: which ones these are, booleans ``[D]``.
+    """
+
+    inner: Covariance
+    random: Tensor
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.random)
+
+    @property
+    def noise_dim(self) -> int:
+        """See the base class."""
+        return self.inner.noise_dim
+
+    def scaled(self, noise: Tensor) -> Tensor:
+        """See the base class."""
+        return self._spread_out(self.inner.scaled(noise))
+
+    def times(self, rows: Tensor) -> Tensor:
+        """See the base class."""
+        return self._spread_out(self.inner.times(rows[..., self.random]))
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """See the base class; infinite where a coordinate is a point."""
+        found = rows / torch.zeros((), dtype=rows.dtype, device=rows.device)
+        found[..., self.random] = self.inner.solve(rows[..., self.random])
+        return found
+
+    def log_det(self) -> Tensor:
+        """See the base class."""
+        return torch.full_like(self.inner.log_det(), -torch.inf)
+
+    def variances(self) -> Tensor:
+        """See the base class."""
+        return self._spread_out(self.inner.variances())
+
+    def precisions(self) -> Tensor:
+        """See the base class."""
+        inner = self.inner.precisions()
+        found = torch.full(self.random.shape, torch.inf, dtype=inner.dtype, device=inner.device)
+        found[self.random] = inner
+        return found
+
+    def marginal(self, part: slice) -> Covariance:
+        """See the base class."""
+        start, stop, _ = part.indices(self.dim)
+        before, inside = int(self.random[:start].sum()), int(self.random[start:stop].sum())
+        if not inside:
+            return Diagonal(torch.zeros_like(self.variances()[part]))
+        return among(self.inner.marginal(slice(before, before + inside)), self.random[part])
+
+    def double(self) -> Covariance:
+        """See the base class."""
+        return Partial(self.inner.double(), self.random)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The inner parts, marked as such, and which coordinates they belong to."""
+        return {f"{INNER}{name}": part for name, part in self.inner.tensors().items()} | {"random": self.random}
+
+    def _spread_out(self, inner: Tensor) -> Tensor:
+        found = torch.zeros((*inner.shape[:-1], self.dim), dtype=inner.dtype, device=inner.device)
+        found[..., self.random] = inner
+        return found
+
+
+def among(covariance: Covariance, random: Tensor) -> Covariance:
+    """The covariance of D coordinates whose ``random`` ones (booleans ``[D]``) have this one; the rest are points."""
+    if bool(random.all()):
+        return covariance
+    if not isinstance(covariance, Diagonal):
+        return Partial(covariance, random)
+    sd = covariance.sd.new_zeros(len(random))
+    sd[random] = covariance.sd
+    return Diagonal(sd)
+
+
 def restore(tensors: Mapping[str, Tensor]) -> Covariance:
     """The covariance that has these parts: their names tell its structure."""
+    inner = {name.removeprefix(INNER): part for name, part in tensors.items() if name.startswith(INNER)}
+    if inner:
+        return Partial(restore(inner), tensors["random"])
     if any("." in name for name in tensors):
         groups: dict[int, dict[str, Tensor]] = {}
         for name, part in tensors.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayesdl._rng import generator
 from bayesdl.errors import MethodError
-from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, LowRank
+from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, LowRank, Partial
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,14 @@ class Normal:
         away = self.mean.double() - other.mean.double()
         square = (away * theirs.solve(away)).sum()
         return 0.5 * (mine.trace_in(theirs) - self.dim + square + theirs.log_det() - mine.log_det())
+
+    def without_points(self) -> Normal:
+        """The law of the coordinates that are not points."""
+        covariance = self.covariance
+        random = covariance.variances() > 0
+        if isinstance(covariance, Diagonal):
+            return Normal(self.mean[random], Diagonal(covariance.sd[random]))
+        return Normal(self.mean[random], covariance.inner if isinstance(covariance, Partial) else covariance)
 
     def marginal(self, part: slice) -> Normal:
         """The law of some consecutive coordinates."""
