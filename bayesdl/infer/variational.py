@@ -91,8 +91,7 @@ class GaussianVI(Method):
         check.one_of(self.name, ESTIMATORS, estimator=self.estimator)
         if not isinstance(self.random, str):
             object.__setattr__(self, "random", tuple(self.random))
-        if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
-            raise MethodError(f"{self.name}(alpha={self.alpha!r}): alpha must lie between 0 and 1, both included.")
+        check.share(self.name, alpha=self.alpha)
         if self.alpha != 1 and (self.batch_size is not None or self.estimator != "sticking"):
             raise MethodError(
                 f"{self.name}(alpha={self.alpha!r}) takes all rows (batch_size=None), because of mini-batches the "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayesdl._rng import generator
+from bayesdl.density.gaussian_part import GaussianPart
 from bayesdl.density.log_density import Target
 from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
@@ -19,7 +20,7 @@ from bayesdl.infer.gaussian_families import Family
 from bayesdl.infer.loop import Engine
 from bayesdl.infer.optimisers import slots_like, update
 from bayesdl.infer.schedules import Cosine, Schedule, as_schedule
-from bayesdl.posterior.covariance import among
+from bayesdl.posterior.covariance import Covariance, among
 from bayesdl.posterior.importance import MOST_NUMBERS, log_density
 from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
@@ -63,7 +64,8 @@ class GaussianEngine(Engine):
         self.schedule = rate if isinstance(rate, Schedule) else Cosine(rate, self.total)
         self.kl_weight = as_schedule(method.kl_weight, "kl_weight")
         # Under a temperature the prior's part is tempered too, and the closed form no longer fits.
-        self.prior = density.gaussian_prior() if method.temperature == 1 else None
+        prior = density.gaussian_prior() if method.temperature == 1 else None
+        self.prior = None if prior is None else GaussianPart(frozenset(), prior[0], prior[1].square().reciprocal())
         self.closed = method.estimator == "reparameterisation" and self.prior is not None
         self.target: Target = "likelihood" if self.closed else "posterior"
         self.places = None if bool(self.random.all()) else self.random.nonzero().flatten()
@@ -121,8 +123,8 @@ class GaussianEngine(Engine):
 
     def move(self, state: State, gradient: Tensor) -> State:
         """The parameters and slots after one update uphill along a gradient ``[P]``."""
-        direction, slots = update("adam", -gradient, state, state["step"])
-        return slots | {"parameters": state["parameters"] - self.schedule(state["step"]) * direction}
+        direction, slots = update("adam", gradient, state, state["step"])
+        return slots | {"parameters": state["parameters"].add(direction, alpha=self.schedule(state["step"]))}
 
     # -- estimates ---------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ class GaussianEngine(Engine):
         z = self._displaced(mean, away)
         value, slope = self.problem.density.value_and_grad(z, batch, target=self.target)
         if self.closed:
-            value = value + self._expected_log_prior(mean, spread) + self._entropy(spread)
+            value = value + self._expected_log_prior(mean, covariance) + self._entropy(spread)
         elif self.method.estimator == "sticking":
             score = covariance.solve(away)
             value = value + self._entropy(spread) + 0.5 * (torch.linalg.vecdot(away, score) - self.family.dim)
@@ -181,9 +183,13 @@ class GaussianEngine(Engine):
             value = value + self._entropy(spread)
         if kl_weight != 1.0 and not self.closed:
             slope = slope + (1.0 - kl_weight) * self._prior_pull(z)
-        slope = slope * self._shares(value)[:, None]
+        if len(slope) > 1:
+            slope = slope * self._shares(value)[:, None]
         own = slope if self.places is None else slope[:, self.places]
-        moved, spread_gradient = slope.sum(0), self.family.pull(spread, noise, away, own)
+        moved, spread_gradient = (
+            slope.sum(0) if len(slope) > 1 else slope[0],
+            self.family.pull(spread, noise, away, own),
+        )
         if self.method.estimator == "reparameterisation":
             spread_gradient = spread_gradient + kl_weight * self.family.entropy_gradient(spread)
         if self.closed:
@@ -242,19 +248,16 @@ class GaussianEngine(Engine):
     def _prior_pull(self, z: Tensor) -> Tensor:
         """Minus the gradient of the log prior, which is Gaussian, at ``z [..., D]``."""
         assert self.prior is not None  # the method refuses a weight of the KL otherwise
-        return (z - self.prior[0]) / self.prior[1].square()
+        return (z - self.prior.mean) * self.prior.precision
 
     def _prior_precision(self) -> Tensor:
         """That of the random coordinates, ``[R]``."""
         assert self.prior is not None  # only called with the closed form
-        scale = self.prior[1] if self.places is None else self.prior[1][self.places]
-        return scale.square().reciprocal()
+        return self.prior.precision if self.places is None else self.prior.precision[self.places]
 
-    def _expected_log_prior(self, mean: Tensor, spread: Tensor) -> Tensor:
+    def _expected_log_prior(self, mean: Tensor, covariance: Covariance) -> Tensor:
         assert self.prior is not None  # only called with the closed form
-        centre, scale = self.prior
-        at_mean = -0.5 * (((mean - centre) / scale).square() + math.log(2.0 * math.pi)).sum() - scale.log().sum()
-        return at_mean - 0.5 * (self._prior_precision() * self.family.covariance(spread).variances()).sum()
+        return self.prior.log_prob(mean) - 0.5 * torch.dot(self._prior_precision(), covariance.variances())
 
 
 def standard_error(estimates: Tensor, *, paired: bool = True) -> Tensor:

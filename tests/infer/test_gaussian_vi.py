@@ -360,3 +360,35 @@ def test_refusals(linear: Any) -> None:
 
     with pytest.raises(MethodError, match=r"9000 coordinates takes about 2 GiB.*LowRankVI"):
         FullRankVI().fit(wide, (torch.zeros(4, 3), torch.zeros(4)))
+
+
+def test_on_two_modes_the_elbo_has_two_optima_and_neither_matches_the_moments() -> None:
+    """KL(q || p) of one Gaussian on 0.7 N(-3, 0.5^2) + 0.3 N(3, 1): where a fit starts decides where it ends."""
+    weights, places, scales = (torch.tensor(v, dtype=DOUBLE) for v in ([0.7, 0.3], [-3.0, 3.0], [0.5, 1.0]))
+
+    def model() -> None:
+        parts = dist.Normal(places, scales)
+        pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(weights), parts))
+
+    fits = [
+        FullRankVI(steps=400).fit(model, {}, init={"z": torch.tensor(at, dtype=DOUBLE)}, progress=False)
+        for at in (-2.0, 2.0)
+    ]
+    for fit, weight, place, scale in zip(fits, weights, places, scales, strict=True):
+        assert float(fit.mean[0]) == pytest.approx(float(place), abs=0.02)
+        assert float(fit.sd[0]) == pytest.approx(float(scale), rel=0.03)
+        # At a mode that q fills, KL(q || p) is minus the log of that mode's weight.
+        assert fit.info["elbo"] == pytest.approx(math.log(float(weight)), abs=0.01)
+    # The other direction, KL(p || q), is smallest at the moments: here by quadrature.
+    grid = torch.linspace(-12, 12, 4001, dtype=DOUBLE)
+    p = (weights * torch.distributions.Normal(places, scales).log_prob(grid[:, None]).exp()).sum(1)
+    p = p / p.sum()
+    mean = float((p * grid).sum())
+    sd = float((p * (grid - mean).square()).sum().sqrt())
+
+    def inclusive(m: float, s: float) -> float:
+        return float((p * (p.log() - torch.distributions.Normal(m, s).log_prob(grid))).sum())
+
+    best = inclusive(mean, sd)
+    assert all(inclusive(mean + a, sd * b) > best for a, b in [(0.1, 1.0), (-0.1, 1.0), (0.0, 1.05), (0.0, 0.95)])
+    assert all(inclusive(float(fit.mean[0]), float(fit.sd[0])) > best + 1.0 for fit in fits)
