@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.ensemble import DeepEnsemble as DeepEnsemble
     from bayesdl.infer.guide import GuideVI as GuideVI
     from bayesdl.infer.hmc import HMC as HMC
+    from bayesdl.infer.ivon import IVON as IVON
     from bayesdl.infer.kalman import KalmanFilter as KalmanFilter
     from bayesdl.infer.laplace import Laplace as Laplace
     from bayesdl.infer.last_layer import LastLayer as LastLayer
@@ -72,6 +73,8 @@ if TYPE_CHECKING:
     from bayesdl.infer.snapshots import SnapshotEnsemble as SnapshotEnsemble
     from bayesdl.infer.svgd import SVGD as SVGD
     from bayesdl.infer.swag import SWAG as SWAG
+    from bayesdl.infer.variational import FullRankVI as FullRankVI
+    from bayesdl.infer.variational import LowRankVI as LowRankVI
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP
     from bayesdl.infinite.methods import NNGP as NNGP

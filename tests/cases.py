@@ -60,6 +60,9 @@ METHODS: dict[str, MethodCase] = {
     "SWAG": MethodCase({"steps": 60, "batch_size": 7, "snapshots": 10, "rank": 4}),
     "SVGD": MethodCase({"steps": 60, "particles": 4}),
     "MeanFieldVI": MethodCase({"steps": 60}),
+    "LowRankVI": MethodCase({"steps": 60, "rank": 3}),
+    "FullRankVI": MethodCase({"steps": 60}),
+    "IVON": MethodCase({"steps": 60}),
     "GuideVI": MethodCase({"steps": 60, "samples": 4}),
     "Laplace": MethodCase({"steps": 60}),
     "SGLD": MethodCase({"chains": 2, "warmup": 40, "draws": 20, "thin": 2}),
@@ -102,6 +105,12 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "Laplace-last-layer": ("Laplace", MethodCase({"steps": 40, "random": ("2.*", "noise"), "predictive": "sampled"})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),
     "KalmanFilter-batches": ("KalmanFilter", MethodCase({"batch_size": 5, "noise": 0.5}, kinds=("regression",))),
+    "MeanFieldVI-warmup": (
+        "MeanFieldVI",
+        MethodCase({"steps": 40, "kl_weight": schedules.Warmup(20), "estimator": "reparameterisation"}),
+    ),
+    "IVON-minibatch": ("IVON", MethodCase({"steps": 40, "batch_size": 7})),
+    "FullRankVI-weighted": ("FullRankVI", MethodCase({"steps": 40, "alpha": 0.0})),
     "SGLD-minibatch": ("SGLD", MethodCase({"chains": 2, "warmup": 30, "draws": 15, "thin": 2, "batch_size": 7})),
     "SGLD-schedule": (
         "SGLD",

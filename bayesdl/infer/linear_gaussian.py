@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bayesdl.density import LogDensity
-from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal
+from bayesdl.posterior.covariance import Dense, Diagonal
 from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.placed import among
 from bayesdl.posterior.prior import prior_law
 
 
@@ -79,9 +80,8 @@ def prior_of(density: LogDensity, part: slice, z: Tensor | None) -> Normal | Non
 
 def embedded(law: Normal, z: Tensor, part: slice) -> Normal:
     """The law of some coordinates among the others, which are points."""
-    rest = slice(0, part.start), slice(part.stop, len(z))
-    points: list[Covariance] = [Diagonal(torch.zeros_like(z[where])) for where in rest]
-    blocks = [points[0], law.covariance, points[1]]
-    kept = tuple(block for block in blocks if block.dim)
-    mean = torch.cat([z[rest[0]], law.mean, z[rest[1]]])
-    return Normal(mean, kept[0] if len(kept) == 1 else Blocks(kept))
+    random = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    random[part] = True
+    mean = z.clone()
+    mean[part] = law.mean
+    return Normal(mean, among(law.covariance, random))

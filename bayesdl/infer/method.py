@@ -63,6 +63,13 @@ def fraction(method: str, **settings: Any) -> None:
             raise MethodError(f"{method}({name}={value!r}): {name} must lie between 0 and 1, both excluded.")
 
 
+def share(method: str, **settings: Any) -> None:
+    """Raise MethodError for a setting that is not a number from 0 to 1."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise MethodError(f"{method}({name}={value!r}): {name} must lie between 0 and 1, both included.")
+
+
 def one_of(method: str, allowed: tuple[str | None, ...], **settings: Any) -> None:
     """Raise MethodError for a setting that is not in the list."""
     for name, value in settings.items():

@@ -7,8 +7,10 @@ independent members.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 Slots = dict[str, Tensor]
@@ -19,8 +21,10 @@ def _adam(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
     """Adam (Kingma & Ba, 2015, algorithm 1) with beta = (0.9, 0.999), eps = 1e-8; bias correction from step 1."""
     first = slots["first"].lerp(gradient, 0.1)
     second = slots["second"].mul(0.999).addcmul_(gradient, gradient, value=0.001)
-    scale = second.div(1 - 0.999 ** (step + 1)).sqrt_().add_(1e-8).mul_(1 - 0.9 ** (step + 1))
-    return first / scale, {"first": first, "second": second}
+    # Both bias corrections in the divisor, in place: of large tensors every pass through memory is felt.
+    bias = 1 - 0.9 ** (step + 1)
+    scale = second.sqrt().mul_(bias / math.sqrt(1 - 0.999 ** (step + 1))).add_(1e-8 * bias)
+    return torch.div(first, scale, out=scale), {"first": first, "second": second}
 
 
 def _rmsprop(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:

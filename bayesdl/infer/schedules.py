@@ -126,6 +126,25 @@ class Cyclical(Schedule):
         return step % self.length >= self.exploration * self.length
 
 
+@dataclass(frozen=True)
+class Warmup(Schedule):
+    """A straight line from ``initial`` at step 0 to ``final`` at step ``total``, and ``final`` afterwards."""
+
+    total: int
+    initial: float = 0.0
+    final: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check("total", self.total, self.total >= 1, "at least 1 step")
+        _check("final", self.final, self.final > 0, "a positive number")
+        _check("initial", self.initial, 0 <= self.initial <= self.final, "between 0 and final")
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        return self.initial + (self.final - self.initial) * min(step, self.total) / self.total
+
+
 def as_schedule(value: Any, name: str = "step_size") -> Schedule:
     """A number as a constant schedule; a schedule as it is.
 
@@ -156,7 +175,7 @@ def as_setting(value: Any) -> Any:
     """
     if not isinstance(value, dict) or "schedule" not in value:
         return value
-    known = {kind.__name__: kind for kind in (Constant, Polynomial, Cosine, Cyclical)}
+    known = {kind.__name__: kind for kind in (Constant, Polynomial, Cosine, Cyclical, Warmup)}
     if value["schedule"] not in known:
         raise MethodError(f"There is no schedule {value['schedule']!r}; there are {', '.join(known)}.")
     return known[value["schedule"]](**{name: entry for name, entry in value.items() if name != "schedule"})

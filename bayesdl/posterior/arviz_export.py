@@ -28,7 +28,7 @@ JOINT = "rows"
 
 def to_arviz(posterior: Posterior, x: Any = None, y: Any = None) -> arviz.InferenceData:
     """See ``Posterior.to_arviz``. The log likelihood and the observed data are in raw units."""
-    az = _arviz()
+    az = require_arviz()
     groups = _latents(posterior)
     problem = posterior._problem
     if problem is not None and (x is not None or problem.complete):
@@ -47,7 +47,7 @@ def loo(posterior: Posterior, x: Any = None, y: Any = None) -> Any:
         DataError: a loaded posterior, without its rows.
         MethodError: a tempered posterior, whose importance weights would be others.
     """
-    az = _arviz()
+    az = require_arviz()
     problem = posterior.problem
     if x is None and not problem.complete:
         raise DataError("A loaded posterior no longer has its training rows; pass them: loo(x, y).")
@@ -57,7 +57,12 @@ def loo(posterior: Posterior, x: Any = None, y: Any = None) -> Any:
     return az.loo(_inference_data(az, groups), pointwise=True)
 
 
-def _arviz() -> Any:
+def require_arviz() -> Any:
+    """ArviZ, which is an extra.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
     try:
         with warnings.catch_warnings():
             # ArviZ announces its own next major version whenever it is imported; users of bayesdl need not act on it.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import arviz
 
     from bayesdl.posterior.diagnostics import Diagnostics
+    from bayesdl.posterior.importance import Importance
     from bayesdl.posterior.prediction import Prediction
     from bayesdl.posterior.summary import Summary
 
@@ -197,6 +198,32 @@ class Posterior(ABC):
         from bayesdl.posterior.arviz_export import loo
 
         return loo(self, x, y)
+
+    def draws_and_log_prob(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Fresh draws ``[n, D]`` and the log density of q over z there, ``[n]``; points do not count in it.
+
+        Raises:
+            MethodError: the posterior has no density.
+        """
+        raise MethodError(
+            f"{self.info.get('method', 'This method')} gives draws without a density, so there are no importance "
+            "weights; only posteriors of variational methods and other Gaussians have them."
+        )
+
+    def importance(self, draws: int = 2000, *, seed: int = 0, batch_size: int | None = None) -> Importance:
+        """How far the approximation is from the posterior: k-hat, weighted draws, and the evidence (PSIS, by ArviZ).
+
+        Args:
+            draws: S, of the approximation.
+            seed: of the draws.
+            batch_size: rows at which the density is evaluated at once; all if None.
+
+        Raises:
+            MethodError: the posterior has no density, or too few draws are asked for.
+        """
+        from bayesdl.posterior.importance import importance
+
+        return importance(self, draws, seed, batch_size)
 
     def kl(self) -> float | None:
         """KL(posterior || prior) in nats where it is known in closed form, else None."""

@@ -52,6 +52,12 @@ class GaussianPosterior(Posterior):
         """Log density of q at ``z [..., D]``, shape ``[...]``."""
         return self.law.log_prob(z)
 
+    def draws_and_log_prob(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        z, law = self.unconstrained_draws(n, seed), self.law.without_points()
+        random = self.law.covariance.variances() > 0
+        return z, law.log_prob(z[:, random])
+
     def kl(self) -> float | None:
         """KL(q || prior) in nats, exact, in float64; None if there is none in closed form.
 

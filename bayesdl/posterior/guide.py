@@ -25,7 +25,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from bayesdl import _rng
-from bayesdl.density import program
+from bayesdl.density import program, sites
 from bayesdl.errors import MethodError, ModelMismatch, ModelRequired
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.problem import Problem
@@ -179,9 +179,17 @@ class GuidePosterior(Posterior):
         Raises:
             ModelRequired: loaded without the model, or with a guide that is code.
         """
-        count = 1000 if n is None else n
+        return self._draw(1000 if n is None else n, seed)[0]
+
+    def draws_and_log_prob(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """See the base class; the guide's density of the constrained latents, after their Jacobian."""
+        z, log_q = self._draw(n, seed)
+        latents = [site for site in self.problem.density.sites if site.scope != "param"]
+        return z, log_q + sites.log_abs_det(latents, z)
+
+    def _draw(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         if count < 1:
-            raise MethodError(f"draws(n={n}): n must be at least 1.")
+            raise MethodError(f"draws(n={count}): n must be at least 1.")
         if self._guide is None:
             problem = self.problem  # which may be what is missing
             raise ModelRequired(
@@ -190,7 +198,7 @@ class GuidePosterior(Posterior):
             )
         self._guide.set(self.parameters)
         with torch.no_grad():
-            return self._guide.draw(count, seed)[0]
+            return self._guide.draw(count, seed)
 
     def with_guide(self, guide: Any) -> GuidePosterior:
         """The posterior made whole with a guide of the user's own code, after ``bayesdl.load``.

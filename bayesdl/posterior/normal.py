@@ -12,6 +12,7 @@ from torch import Tensor
 from bayesdl._rng import generator
 from bayesdl.errors import MethodError
 from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, LowRank, restore
+from bayesdl.posterior.placed import Placed
 
 COVARIANCE = "covariance/"
 """Before the names of the covariance's parts in a file."""
@@ -60,6 +61,15 @@ class Normal:
         away = self.mean.double() - other.mean.double()
         square = (away * theirs.solve(away)).sum()
         return 0.5 * (mine.trace_in(theirs) - self.dim + square + theirs.log_det() - mine.log_det())
+
+    def without_points(self) -> Normal:
+        """The law of the coordinates that are not points."""
+        covariance = self.covariance
+        if isinstance(covariance, Placed):
+            return Normal(self.mean[covariance.place], covariance.without_points())
+        if isinstance(covariance, Diagonal):
+            return Normal(self.mean[covariance.sd > 0], Diagonal(covariance.sd[covariance.sd > 0]))
+        return self
 
     def marginal(self, part: slice) -> Normal:
         """The law of some consecutive coordinates."""
@@ -127,7 +137,8 @@ class Normal:
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Normal:
         """The same law in another type, on another device."""
-        return Normal.restore({name: part.to(device, dtype) for name, part in self.tensors().items()})
+        parts = self.tensors().items()
+        return Normal.restore({n: p.to(device, dtype if p.is_floating_point() else p.dtype) for n, p in parts})
 
 
 def _combined(one: Normal, other: Normal, sign: float) -> Normal:

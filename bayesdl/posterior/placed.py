@@ -109,6 +109,11 @@ class Placed(Covariance):
         found[..., self.points] = torch.where(at_points == 0, at_points, at_points.sign() * math.inf)
         return found
 
+    def without_points(self) -> Placed:
+        """The covariance of ``z[place]``."""
+        count = len(self.place)
+        return Placed(torch.arange(count, device=self.place.device), self.points[:0], self.scale, self.inner)
+
     def log_det(self) -> Tensor:
         """See the base class; -inf with points."""
         if len(self.points):
@@ -154,3 +159,15 @@ class Placed(Covariance):
         whole = values.new_full((*values.shape[:-1], self.dim), rest)
         whole[..., self.place] = values
         return whole
+
+
+def among(covariance: Covariance, random: Tensor) -> Covariance:
+    """The covariance of D coordinates whose ``random`` ones (booleans ``[D]``) have this one; the rest are points."""
+    if bool(random.all()):
+        return covariance
+    like = covariance.variances()
+    if isinstance(covariance, Diagonal):
+        sd = like.new_zeros(len(random))
+        sd[random] = covariance.sd
+        return Diagonal(sd)
+    return Placed(random.nonzero().flatten(), (~random).nonzero().flatten(), torch.ones_like(like), covariance)

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from bayesdl.errors import MethodError
-from bayesdl.infer.schedules import Constant, Cosine, Cyclical, Polynomial, as_schedule, robbins_monro
+from bayesdl.infer.schedules import Constant, Cosine, Cyclical, Polynomial, Warmup, as_schedule, robbins_monro
 
 
 def test_values() -> None:
@@ -21,6 +21,8 @@ def test_values() -> None:
     assert [cyclical(step) for step in (0, 25, 50, 75)] == [1.0] * 4
     assert cyclical(24) == pytest.approx(0.5 * (1 + math.cos(math.pi * 24 / 25)))
     assert min(cyclical(step) for step in range(100)) > 0
+    assert [Warmup(10)(step) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert Warmup(4, 0.2, 0.6)(1) == pytest.approx(0.3)
 
 
 def test_a_cosine_integrates_to_half() -> None:
@@ -39,6 +41,7 @@ def test_a_cosine_integrates_to_half() -> None:
         (lambda: Cosine(1.0, 0), "total=0"),
         (lambda: Cosine(1.0, 10, 2.0), r"final=2\.0"),
         (lambda: Cyclical(1.0, 3, 4), "total=3"),
+        (lambda: Warmup(10, 0.5, 0.4), r"initial=0\.5"),
         (lambda: as_schedule("fast"), "step_size='fast'"),  # type: ignore[arg-type]
         (lambda: as_schedule(True, "learning_rate"), "learning_rate=True"),
         (lambda: as_schedule(math.inf), "step_size=inf"),

@@ -14,7 +14,7 @@ from bayesdl.errors import MethodError
 from bayesdl.posterior import covariance as structures
 from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kronecker, LowRank, restore
 from bayesdl.posterior.normal import Normal
-from bayesdl.posterior.placed import Placed, Spectral
+from bayesdl.posterior.placed import Placed, Spectral, among
 
 DOUBLE, DIM = torch.float64, 6
 
@@ -219,3 +219,33 @@ def test_what_is_not_placed_is_a_point() -> None:
     again = restore(found.tensors())
     torch.testing.assert_close(again.dense(), matrix)
     assert Normal(rows[0], found).kl(law("diagonal")) == torch.inf
+
+
+def test_a_covariance_of_some_coordinates_leaves_points() -> None:
+    stream = generator(4, "partial")
+    root = torch.randn(2, 2, generator=stream, dtype=torch.float64).tril(-1) + torch.eye(2, dtype=torch.float64)
+    random = torch.tensor([True, False, True])
+    found = among(Dense(root), random)
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    expected[0, 0], expected[0, 2], expected[2, 0], expected[2, 2] = (root @ root.T).flatten()
+    torch.testing.assert_close(found.dense(), expected)
+    torch.testing.assert_close(found.variances(), expected.diag())
+    noise = torch.randn(5, found.noise_dim, generator=stream, dtype=torch.float64)
+    torch.testing.assert_close(found.scaled(noise)[:, [0, 2]], noise @ root.T)
+    assert float(found.log_det()) == -torch.inf
+    inner = torch.linalg.inv(root @ root.T)
+    torch.testing.assert_close(found.precisions()[[0, 2]], inner.diag())
+    assert found.precisions()[1] == torch.inf
+    rows = torch.ones(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(found.solve(rows)[:, [0, 2]], rows[:, :2] @ inner)
+    assert (found.solve(rows)[:, 1] == torch.inf).all()
+    assert isinstance(among(Diagonal(torch.ones(2)), random), Diagonal)
+    assert among(found, torch.ones(3, dtype=torch.bool)) is found
+    for part in (slice(0, 3), slice(0, 2), slice(1, 2), slice(2, 3)):
+        torch.testing.assert_close(found.marginal(part).dense(), expected[part, part])
+    again = restore(found.double().tensors())
+    torch.testing.assert_close(again.dense(), expected)
+    law = Normal(torch.arange(3, dtype=torch.float64), found)
+    assert law.kl(Normal(law.mean, Diagonal(torch.ones(3, dtype=torch.float64)))) == torch.inf
+    torch.testing.assert_close(law.without_points().mean, law.mean[[0, 2]])
+    torch.testing.assert_close(law.without_points().covariance.dense(), root @ root.T)
