@@ -27,6 +27,7 @@ from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
 
 NEWTON = 4  # steps of Newton's method at the end, where the precision is written out
+NEAR = 0.1  # distance from the mode, in standard deviations, at which a tuned prior counts as an interior maximum
 PREDICTIVES = ("auto", "linearised", "sampled")
 
 
@@ -61,7 +62,9 @@ class Laplace(Optimiser):
         predictive: "linearised", "sampled" (weights drawn from q), or "auto": the first for networks.
         tune: "prior" multiplies the precision of a Gaussian prior by the number that maximises the evidence, "layers"
             by one number for each layer; a Gaussian likelihood's unknown noise is set along with it. The mode is found
-            again after each change, until the gradient by the logarithm of every number is below 1e-3.
+            again after each change, until the gradient by the logarithm of every number is below 1e-3. Then
+            ``info["interior"]`` is true, if no number is at its bound and ``info["mode_distance"]`` is below 0.1; where
+            only the last fails, more ``polish`` is needed.
         rounds: most changes of the prior.
     """
 
@@ -110,6 +113,8 @@ class Laplace(Optimiser):
         law = Normal(z, covariance_of(blocks, len(z)))
         info |= choice.info(blocks) | tuned.info
         info |= {"mode_distance": distance, "log_evidence": self._log_evidence(tuned.problem, z, blocks)}
+        if self.tune is not None:  # stationary in the prior means little away from a mode
+            info["interior"] = info["interior"] and distance < NEAR
         linearised = choice.network if self.predictive == "auto" else self.predictive == "linearised"
         kind = LinearisedPosterior if linearised else GaussianPosterior
         return kind(tuned.problem, law, info)
