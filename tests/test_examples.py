@@ -171,6 +171,16 @@ def network_hmc(result: Result) -> None:
     assert max(gaps) < 1.5 * min(gaps)
 
 
+def posteriors(result: Result) -> None:
+    rows = result["methods"]
+    assert rows["NUTS by halves"]["total variation"] < 0.15
+    assert rows["MAP"]["sd in the gap"] == 0
+    assert min(row["sd in the gap"] for label, row in rows.items() if label != "MAP") > 0.03
+    for label in ("Laplace", "SGHMC"):
+        assert rows[label]["total variation"] < 0.5 * rows["MAP"]["total variation"], label
+        assert rows[label]["sd in the gap"] > 0.3, label
+
+
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "continual_digits": continual,
@@ -182,6 +192,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "linear_regression": linear_regression,
     "mixture": mixture,
     "network_hmc": network_hmc,
+    "posteriors": posteriors,
     "sgd_markov_chain": sgd,
     "sgld_mnist": sgld_mnist,
 }

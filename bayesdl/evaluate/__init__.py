@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bayesdl.evaluate import calibration, metrics, plots
 from bayesdl.evaluate.detection import detection_auroc
-from bayesdl.evaluate.fidelity import agreement, total_variation, wasserstein
+from bayesdl.evaluate.fidelity import agreement, total_variation, wasserstein, wasserstein_by_row
 from bayesdl.evaluate.plots import calibration_curve, predictive_bands, reliability_diagram
 from bayesdl.evaluate.report import Report, evaluate
 
@@ -21,4 +21,5 @@ __all__ = [
     "reliability_diagram",
     "total_variation",
     "wasserstein",
+    "wasserstein_by_row",
 ]

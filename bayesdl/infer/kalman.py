@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
+from bayesdl.curvature.linearised import LinearisedPosterior
 from bayesdl.density import LogDensity
 from bayesdl.density.sites import split
 from bayesdl.errors import Divergence, MethodError
@@ -39,7 +40,8 @@ class KalmanFilter(Method):
     The network is linearised at the present mean, ``f(x; w) = f(x; m) + J (w - m)``, and the Gaussian of w conditioned
     on the targets of a few rows, again and again. Where the network is linear in its weights, that is exact: the
     posterior of conjugate regression in any order, and ``info["log_evidence"]`` its evidence. Else it depends on the
-    order and, like every linearisation, forgets what it had approximated; one row at a time is best.
+    order and, like every linearisation, forgets what it had approximated; one row at a time is best. It then predicts
+    with the network linearised at the last mean (``LinearisedPosterior``), as which it has learnt.
 
     A linear model starts at its prior. The mean of a network's symmetric prior is a saddle point, which no linearised
     step can leave: there the first Gaussian has the prior's covariance around the network's own initialisation (or
@@ -130,7 +132,8 @@ class KalmanFilter(Method):
             "linear": linear,
             "log_evidence": float(state["log_evidence"]) - targets * float(problem.scaler.y_scale.log()),
         }
-        return GaussianPosterior(problem, embedded(law, z, part), info)
+        kind = GaussianPosterior if linear else LinearisedPosterior
+        return kind(problem, embedded(law, z, part), info)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from bayesdl.errors import DataError, ModelError
 from bayesdl.evaluate.detection import detection_auroc
-from bayesdl.evaluate.fidelity import agreement, total_variation, wasserstein
+from bayesdl.evaluate.fidelity import agreement, total_variation, wasserstein, wasserstein_by_row
 from bayesdl.posterior import Prediction
 
 
@@ -47,6 +47,7 @@ def test_the_distance_is_of_mixtures_and_averaged_over_rows():
     assert wasserstein(two_draws, same) == pytest.approx(0, abs=1e-9)
     shifted = Prediction(dist.Normal(torch.tensor([[-1.0, 2.0], [1.0, 2.0]]).double(), 1.0))
     assert wasserstein(two_draws, shifted) == pytest.approx(math.sqrt(2.0), rel=1e-6)  # rows 0 and 2
+    torch.testing.assert_close(wasserstein_by_row(two_draws, shifted), torch.tensor([0.0, 2.0]).double())
     assert total_variation(two_draws, shifted) == pytest.approx((2 * norm.cdf(1) - 1) / 2, abs=0.01)
 
 
