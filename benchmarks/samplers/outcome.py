@@ -118,7 +118,7 @@ def judge(work: Work, outcome: Outcome) -> dict[str, Any]:
         "ess_log_likelihood": min(ess["log_likelihood"]),
         "ess_per_s": least / sampling,
         "ess_per_s_with_warmup": least / (sampling + warming),
-        "ess_per_s_with_all": least / (sampling + warming + outcome.compiling.cpu),
+        "ess_per_s_with_all": least / (sampling + warming + outcome.compiling.wall),
         "ess_per_1000_gradients": 1000 * least / outcome.gradients,
         "rhat": max(rhat.values()),
         "rhat_by": rhat,

@@ -111,7 +111,7 @@ def samplers(groups: dict[str, list[Record]]) -> list[str]:
             name, str(len(runs)), middle(run["us_per_gradient"] for run in runs),
             middle(run["ess_per_1000_gradients"] for run in judged), middle(rates),
             " to ".join(number(float(np.quantile(rates, q))) for q in (0.25, 0.75)) if rates else "-",
-            middle(rate(run, "ess_per_s_with_warmup") for run in judged), middle(run["compile_s"] for run in runs),
+            middle(rate(run, "ess_per_s_with_warmup") for run in judged), middle(run["wall_compile_s"] for run in runs),
             middle((run["rhat"] for run in judged), 4), str(sum(run["divergences"] or 0 for run in runs)),
             middle((run["log_likelihood_mean"] for run in judged), 5),
             middle(run["log_likelihood_se"] for run in judged),
@@ -160,7 +160,7 @@ def gradients(groups: dict[str, list[Record]]) -> list[str]:
         ours, theirs = groups.get(f"bayesdl leapfrog x{chains}", []), groups.get(f"jax leapfrog x{chains}", [])
         if ours and theirs:
             ratios = pairs(ours, theirs, "us_per_gradient", smaller_is_better=True)
-            fields = ("us_per_gradient", "compile_s")
+            fields = ("us_per_gradient", "wall_compile_s")
             both = [middle(run[field] for run in runs) for field in fields for runs in (ours, theirs)]
             rows.append([str(chains), *both, *(verdict(ratios) if len(ratios) else ["0", "-", "-", "-"])])
     columns = ["chains", "bayesdl us", "JAX us", "bayesdl compile s", "JAX compile s", "pairs"]
