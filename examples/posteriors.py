@@ -7,11 +7,13 @@ fits the same model (``MCDropout`` with a mask on the hidden units), none is tun
 NUTS from many starts tells what the posterior is. Each panel shows a method's mean and its central 90% of new
 targets, with those of NUTS as dotted lines.
 
-What to look for: all methods agree where there are data. In the gap the single modes know nothing of other functions,
-the Gaussians around one mode see its neighbourhood, and only methods that find several modes come near NUTS. The
-table measures it: the Wasserstein distance of the predictive distributions, apart for inputs with data and for the
-gap, and the total variation over both. NUTS against itself (half of its chains against the other) is what chance
-leaves.
+What to look for: trained networks (``MAP``, the ensemble, ``SVGD``) fit the data and know nothing of other functions
+in the gap, because one mode attracts them all; randomising every member's problem spreads them. ``Laplace``, which
+predicts with the linearised network, widens where NUTS does. Gaussians over the weights through the network itself
+(``MeanFieldVI``, ``FullRankVI``) give up a part of the fit for their width. The Kalman filter sees every row once, in
+their order, and forgets the first ones. The table measures it: the Wasserstein distance of the predictive
+distributions, apart for inputs with data and for the gap, and the total variation over both. NUTS against itself
+(half of its chains against the other) is what chance leaves.
 """
 
 from __future__ import annotations
