@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -70,6 +70,9 @@ def discover(model: Program, batch: Mapping[str, Any], plate: str) -> Discovery:
         if name in discrete:
             continue
         site = _latent(first.nodes[name], second.nodes[name], start, plate)
+        if discrete and not structure.by_row:
+            # Both draws may have the same discrete values by chance, so they do not show what depends on these.
+            site = replace(site, gaussian=None)
         sites.append(site)
         start = site.stop
     for node in first.nodes.values():

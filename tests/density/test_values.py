@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -201,3 +202,21 @@ def _rows(v: dict[str, Tensor]) -> Tensor:
     rows = CASES["linear"].rows
     assert rows is not None
     return rows(v, CASES["linear"].batch).sum(-1)
+
+
+def test_a_prior_that_depends_on_a_shared_discrete_latent_is_no_gaussian_with_constants() -> None:
+    """Two prior draws that happen to have the same component must not pass for a constant prior."""
+    for weight in (0.7, 0.999):
+        weights = torch.tensor([weight, 1 - weight], dtype=torch.float64)
+        places, scales = (torch.tensor(v, dtype=torch.float64) for v in ([-3.0, 3.0], [0.5, 1.0]))
+
+        def model(weights: Tensor = weights, places: Tensor = places, scales: Tensor = scales) -> None:
+            k = pyro.sample("k", dist.Categorical(weights))
+            pyro.sample("z", dist.Normal(places[k], scales[k]))
+
+        z = torch.linspace(-5, 5, 7, dtype=torch.float64)[:, None]
+        expected = (weights * torch.distributions.Normal(places, scales).log_prob(z).exp()).sum(1).log()
+        density = LogDensity(model, {})
+        torch.testing.assert_close(density.log_density(z), expected)
+        torch.testing.assert_close(density.value_and_grad(z)[0], expected)
+        assert density.gaussian_prior() is None

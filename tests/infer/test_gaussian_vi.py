@@ -293,7 +293,7 @@ def test_evidence_and_k_hat(linear: Any) -> None:
     far = MeanFieldVI(**QUICK).fit(model, {}, progress=False).importance()
     assert far.k_hat > 0.7
     assert not far.reliable
-    assert "cannot be trusted" in str(far)
+    assert "far from the posterior" in str(far)
 
 
 def test_evidence_of_a_guide(linear: Any) -> None:
@@ -367,8 +367,8 @@ def test_on_two_modes_the_elbo_has_two_optima_and_neither_matches_the_moments() 
     weights, places, scales = (torch.tensor(v, dtype=DOUBLE) for v in ([0.7, 0.3], [-3.0, 3.0], [0.5, 1.0]))
 
     def model() -> None:
-        parts = dist.Normal(places, scales)
-        pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(weights), parts))
+        k = pyro.sample("k", dist.Categorical(weights))  # summed out
+        pyro.sample("z", dist.Normal(places[k], scales[k]))
 
     fits = [
         FullRankVI(steps=400).fit(model, {}, init={"z": torch.tensor(at, dtype=DOUBLE)}, progress=False)
