@@ -19,6 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+SLOW = {"continual_digits", "eight_schools", "network_hmc", "posteriors"}
+RUNS = [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem) for path in SCRIPTS]
 Result = dict[str, Any]
 
 
@@ -241,7 +243,7 @@ def audit() -> Callable[[], Any]:
     return watch
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", RUNS)
 def test_example(
     script: Path,
     tmp_path: Path,
