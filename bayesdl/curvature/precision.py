@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from bayesdl.curvature.outputs import Curvature, NetworkOutputs
 from bayesdl.curvature.spectrum import Block, Few, Full, Product, Separate
 from bayesdl.curvature.sums import coordinates, dense, diagonal, top
 from bayesdl.density import Site
+from bayesdl.density.sites import random_sites
 from bayesdl.errors import MethodError
 from bayesdl.models import BayesianNetwork
 from bayesdl.posterior.covariance import Diagonal
@@ -69,7 +69,7 @@ def choose(
     problem: Problem,
     structure: str,
     curvature: str,
-    patterns: str | tuple[str, ...] | None,
+    patterns: str | tuple[str, ...],
     rank: int,
     batch_size: int | None,
 ) -> Choice:
@@ -78,14 +78,8 @@ def choose(
     Raises:
         MethodError: a combination that does not exist, or a pattern that matches nothing.
     """
-    model, sites = problem.model, [site for site in problem.density.sites if site.scope != "param"]
+    model, sites = problem.model, random_sites(problem.density.sites, patterns)
     network = isinstance(model, BayesianNetwork)
-    if patterns is not None:
-        given = (patterns,) if isinstance(patterns, str) else patterns
-        idle = [p for p in given if not any(fnmatchcase(site.name, p) for site in sites)]
-        if idle:
-            raise MethodError(f"random={idle[0]!r} matches none of the sites {[site.name for site in sites]}.")
-        sites = [site for site in sites if any(fnmatchcase(site.name, p) for p in given)]
     names = {info.name for info in model.sites} if network else set()
     kind = curvature if curvature != "auto" else ("ggn" if network else "hessian")
     if kind != "hessian" and not network:

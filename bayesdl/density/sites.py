@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from bayesdl.errors import ModelError
+from bayesdl.errors import MethodError, ModelError
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ class Site:
     def stop(self) -> int:
         """One past the site's last coordinate."""
         return self.start + self.size
+
+
+def random_sites(layout: Sequence[Site], patterns: str | Sequence[str]) -> list[Site]:
+    """The sites with a prior whose names match one of the shell-style patterns ("2.*"); "*" is all of them.
+
+    Raises:
+        MethodError: a pattern that matches none.
+    """
+    given = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    idle = [pattern for pattern in given if not any(fnmatchcase(site.name, pattern) for site in layout)]
+    if idle:
+        raise MethodError(f"random={idle[0]!r} matches none of the sites {[site.name for site in layout]}.")
+    matched = [site for site in layout if any(fnmatchcase(site.name, pattern) for pattern in given)]
+    return [site for site in matched if site.scope != "param"]
 
 
 def split(sites: Sequence[Site], z: Tensor) -> list[Tensor]:

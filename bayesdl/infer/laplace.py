@@ -55,7 +55,7 @@ class Laplace(Optimiser):
         curvature: "ggn" (generalised Gauss-Newton), "fisher" (empirical), "hessian" (exact, of any program; "full"
             only), or "auto": "ggn" for a network, "hessian" for a program.
         random: shell-style pattern or patterns on the names of the sites that are random, such as "2.*" for a last
-            layer; the others are points at the mode. None: all.
+            layer; the others are points at the mode.
         rank: directions of "low_rank".
         polish: most iterations of L-BFGS after the optimiser; 0 leaves the optimiser's result as it is, for networks
             whose training was stopped early (``info["mode_distance"]`` then tells how far from a mode).
@@ -74,7 +74,7 @@ class Laplace(Optimiser):
 
     structure: str = "auto"
     curvature: str = "auto"
-    random: str | tuple[str, ...] | None = None
+    random: str | tuple[str, ...] = "*"
     rank: int = 20
     polish: int = 200
     predictive: str = "auto"
@@ -90,7 +90,7 @@ class Laplace(Optimiser):
         check.one_of(self.name, (None, "prior", "layers"), tune=self.tune)
         check.whole(self.name, rank=self.rank, rounds=self.rounds)
         check.whole(self.name, at_least=0, polish=self.polish)
-        if isinstance(self.random, list):  # from a file
+        if not isinstance(self.random, str):  # a list, from a file
             object.__setattr__(self, "random", tuple(self.random))
         if self.curvature == "hessian" and self.structure not in ("auto", "full"):
             raise MethodError(f"{self.name}(curvature='hessian') is written out: structure must be 'full'.")

@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from bayesdl._rng import generator
 from bayesdl.density import LogDensity
+from bayesdl.density.sites import random_sites
 from bayesdl.errors import MethodError
 from bayesdl.infer import method as check
 from bayesdl.infer.gaussian_families import Family, FullRank, LowRankPlusDiagonal, MeanField
@@ -106,11 +106,11 @@ class GaussianVI(Method):
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
-        names = [site.name for site in density.sites]
-        for pattern in self._patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                return f"random={pattern!r} matches none of the sites {names}"
-        if not bool(self.where_random(density).any()):
+        try:
+            random = self.where_random(density)
+        except MethodError as error:
+            return str(error).rstrip(".")
+        if not bool(random.any()):
             return f"of the sites that random={self.random!r} names none has a prior: there is nothing to be random"
         if self.kl_weight != 1 and density.gaussian_prior() is None:
             return (
@@ -125,16 +125,10 @@ class GaussianVI(Method):
 
     def where_random(self, density: LogDensity) -> Tensor:
         """Which coordinates are Gaussian, booleans ``[D]``."""
-        flags = [
-            site.scope != "param" and any(fnmatchcase(site.name, pattern) for pattern in self._patterns)
-            for site in density.sites
-        ]
-        sizes = torch.tensor([site.size for site in density.sites])
-        return torch.tensor(flags).repeat_interleave(sizes).to(density.device)
-
-    @property
-    def _patterns(self) -> tuple[str, ...]:
-        return (self.random,) if isinstance(self.random, str) else self.random
+        found = torch.zeros(density.dim, dtype=torch.bool, device=density.device)
+        for site in random_sites(density.sites, self.random):
+            found[site.start : site.stop] = True
+        return found
 
     @abstractmethod
     def family(self, dim: int) -> Family:
