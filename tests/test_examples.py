@@ -183,6 +183,17 @@ def posteriors(result: Result) -> None:
         assert rows[label]["sd in the gap"] > 0.3, label
 
 
+def prior_tuning(result: Result) -> None:
+    scores, best = result["scores"], result["best"]
+    assert best not in {"0.1", "1e+03"}
+    assert scores[best]["NLL"] < min(scores["0.1"]["NLL"], scores["1e+03"]["NLL"]) - 0.1
+    weak, strong = scores["0.1"], scores["1e+03"]
+    assert weak["NLL"] < weak["NLL of the mode"] - 0.3
+    assert (
+        weak["effective parameters"] > 10 * scores["10"]["effective parameters"] > 10 * strong["effective parameters"]
+    )
+
+
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "continual_digits": continual,
@@ -195,6 +206,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "mixture": mixture,
     "network_hmc": network_hmc,
     "posteriors": posteriors,
+    "prior_tuning": prior_tuning,
     "sgd_markov_chain": sgd,
     "sgld_mnist": sgld_mnist,
 }

@@ -65,6 +65,9 @@ class Laplace(Optimiser):
             again after each change, until the gradient by the logarithm of every number is below 1e-3. Then
             ``info["interior"]`` is true, if no number is at its bound and ``info["mode_distance"]`` is below 0.1; where
             only the last fails, more ``polish`` is needed.
+            The dependence of the curvature on the mode is left out, as usual, so in a strongly nonlinear network the
+            point found need not be where the evidence of refitted modes is highest: compare ``info["log_evidence"]``
+            with that of a few priors.
         rounds: most changes of the prior.
     """
 
