@@ -75,9 +75,9 @@ def main() -> None:
     lines = [
         "# Ten networks beside one",
         "",
-        f"`python benchmarks/ensemble.py`: {options.rounds} rounds of {options.steps} steps; digits, 64-128-128-10, batches",
-        f"of {BATCH}, Adam; torch {torch.__version__}, one thread. Ratios are medians of those within rounds; *s in all* holds",
-        "recording and compilation. Goal: ten at most 4 times one.",
+        f"`python benchmarks/ensemble.py`: {options.rounds} rounds of {options.steps} steps; digits, 64-128-128-10,",
+        f"batches of {BATCH}, Adam; torch {torch.__version__}, one thread. Ratios are medians of those within rounds;",
+        "*s in all* holds recording and compilation. Goal: ten at most 4 times one.",
         "",
         "| training | ms a step | / plain torch | / bayesdl, one | s in all | gradients |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
