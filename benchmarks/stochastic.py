@@ -35,6 +35,7 @@ from bayesdl.infer.sgld import sgld_variance
 from bayesdl.infer.starts import start
 from bayesdl.infer.stochastic_engine import StochasticEngine
 from bayesdl.posterior.convergence import mcse_mean
+from bayesdl.posterior.problem import Problem, prepare
 from bayesdl.posterior.tables import render
 
 # -- bias ------------------------------------------------------------------------------------------------------------
@@ -146,31 +147,29 @@ def network() -> nn.Sequential:
     return nn.Sequential(*[nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10)])
 
 
-def sgd_step(x: Tensor, y: Tensor) -> Callable[[], object]:
-    """A fused SGD step on the next mini-batch of an epoch."""
+def plain_step(optimiser: type[torch.optim.Optimizer], x: Tensor, y: Tensor) -> Callable[[], object]:
+    """A fused step of one of torch's optimisers on the next mini-batch of an epoch."""
     net = network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, fused=True)
+    made: Any = optimiser(net.parameters(), lr=1e-3, fused=True)  # type: ignore[call-arg]
     order = itertools.cycle(torch.randperm(len(x)).split(128)[:-1])
 
     def step() -> None:
         rows = next(order)
-        optimizer.zero_grad()
+        made.zero_grad()
         nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
-        optimizer.step()
+        made.step()
 
     return step
 
 
-def sampler_step(method: Any, x: Tensor, y: Tensor) -> Callable[[], object]:
-    """A step of a sampler's engine after warm-up, compiled as in a long run, without the loop around it.
-
-    (The loop costs some microseconds.)
-    """
+def classifier(x: Tensor, y: Tensor) -> Problem:
+    """The network with its prior, and the rows."""
     model = bdl.BayesianNetwork(network(), bdl.priors.Normal("fan_in"), bdl.likelihoods.Categorical())
-    problem = bdl.posterior.prepare(model, (x, y))
-    begin = start(problem, bdl.infer.loop.Run(), 1, default="network").to(problem.density.dtype)
-    engine = StochasticEngine(method, problem, 0, begin)
-    engine.expect()
+    return prepare(model, (x, y))
+
+
+def engine_step(engine: Any) -> Callable[[], object]:
+    """A step of an engine, without the loop around it (which costs some microseconds)."""
     state = engine.init() | {"step": 0}
 
     def step() -> None:
@@ -182,6 +181,43 @@ def sampler_step(method: Any, x: Tensor, y: Tensor) -> Callable[[], object]:
     return step
 
 
+def take_turns(
+    candidates: dict[str, Callable[[], object]], rounds: int, calls: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds a call of every candidate, round by round, by a clock; after five calls that are not counted."""
+    for candidate in candidates.values():
+        for _ in range(5):
+            candidate()
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            began = clock()
+            for _ in range(calls):
+                candidate()
+            taken[name].append((clock() - began) / calls)
+    return taken
+
+
+def ratio_rows(taken: dict[str, list[float]], yardstick: list[float]) -> list[list[str]]:
+    """Per candidate: median milliseconds, and median and quartiles of the ratios within rounds."""
+    rows = []
+    for name, times in taken.items():
+        ratios = sorted(a / b for a, b in zip(times, yardstick, strict=True))
+        low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
+        middle = f"{statistics.median(ratios):.2f}"
+        rows.append([name, f"{1e3 * statistics.median(times):.2f}", middle, f"{low:.2f}-{high:.2f}"])
+    return rows
+
+
+def sampler_step(method: Any, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """A step of a sampler's engine after warm-up, compiled as in a long run."""
+    problem = classifier(x, y)
+    begin = start(problem, bdl.infer.loop.Run(), 1, default="network").to(problem.density.dtype)
+    engine = StochasticEngine(method, problem, 0, begin)
+    engine.expect()
+    return engine_step(engine)
+
+
 def speed(rounds: int, calls: int) -> None:
     """Print the table of times; the candidates take turns."""
     torch.set_num_threads(1)
@@ -190,7 +226,7 @@ def speed(rounds: int, calls: int) -> None:
     settings = {"chains": 1, "warmup": 0, "draws": 1, "thin": 10**6, "batch_size": 128}
     buffer, stream = torch.empty(1, sum(p.numel() for p in network().parameters())), generator(0, "speed")
     candidates: dict[str, Callable[[], object]] = {
-        "SGD step": sgd_step(x, y),
+        "SGD step": plain_step(torch.optim.SGD, x, y),
         "normal_": lambda: buffer.normal_(generator=stream),
         "SGLD": sampler_step(bdl.SGLD(step_size=1e-6, **settings), x, y),
         "SGLD, signs": sampler_step(bdl.SGLD(step_size=1e-6, noise="signs", **settings), x, y),
@@ -200,23 +236,9 @@ def speed(rounds: int, calls: int) -> None:
         "SGNHT": sampler_step(bdl.SGNHT(step_size=1e-3, friction=10.0, **settings), x, y),
         "BAOAB": sampler_step(bdl.BAOAB(step_size=1e-3, friction=10.0, **settings), x, y),
     }
-    for candidate in candidates.values():
-        for _ in range(5):
-            candidate()
-    taken: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, candidate in candidates.items():
-            began = time.perf_counter()
-            for _ in range(calls):
-                candidate()
-            taken[name].append((time.perf_counter() - began) / calls)
+    taken = take_turns(candidates, rounds, calls, time.perf_counter)
     yardstick = [a + b for a, b in zip(taken["SGD step"], taken["normal_"], strict=True)]
-    rows = []
-    for name, times in taken.items():
-        ratios = sorted(a / b for a, b in zip(times, yardstick, strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
-        middle = f"{statistics.median(ratios):.2f}"
-        rows.append([name, f"{1e3 * statistics.median(times):.2f}", middle, f"{low:.2f}-{high:.2f}"])
+    rows = ratio_rows(taken, yardstick)
     print(render("One step of one chain", ["step", "ms", "/ (SGD + normal_)", "quartiles"], rows))
     print(f"torch {torch.__version__}, pyro {pyro.__version__}, {platform.machine()}, one thread")
 

@@ -53,6 +53,11 @@ class Choice:
     rank: int
     batch_size: int | None
 
+    @property
+    def of_outputs(self) -> Curvature:
+        """The curvature by a network's weights."""
+        return "fisher" if self.curvature == "fisher" else "ggn"
+
     def info(self, blocks: Sequence[Block]) -> dict[str, Any]:
         """What to tell of the posterior: structure, what is a point, how many parameters the data determine."""
         exact = any(not block.prior and block.group == site.name for block in blocks for site in self.hyper[:1])
@@ -145,11 +150,10 @@ def _under_coupled_prior(network: NetworkOutputs, weights: list[Site], choice: C
             f"structure={choice.structure!r} needs a prior with independent coordinates, and prior= couples them "
             f"({type(law.covariance).__name__}): use structure='full', or structure='diag' in the earlier fit."
         )
-    kind: Curvature = "fisher" if choice.curvature == "fisher" else "ggn"
     place = coordinates(weights, network.z)
     rows = torch.zeros(len(place), law.dim, dtype=law.mean.dtype, device=law.mean.device)
     rows[torch.arange(len(place)), place] = 1.0
-    matrix = dense(network, weights, kind, choice.batch_size) + law.covariance.solve(rows)[:, place]
+    matrix = dense(network, weights, choice.of_outputs, choice.batch_size) + law.covariance.solve(rows)[:, place]
     return Full.of(matrix, place, torch.ones_like(network.z[place]), "weights", False)
 
 
@@ -176,8 +180,7 @@ def prior_scales(problem: Problem, z: Tensor) -> Tensor:
 
 
 def _of_network(network: NetworkOutputs, weights: list[Site], choice: Choice, sd: Tensor) -> list[Block]:
-    kind: Curvature = "fisher" if choice.curvature == "fisher" else "ggn"
-    size, place = choice.batch_size, coordinates(weights, network.z)
+    kind, size, place = choice.of_outputs, choice.batch_size, coordinates(weights, network.z)
     if choice.structure == "full":
         matrix = dense(network, weights, kind, size)
         proper = bool(sd[place].isfinite().all())

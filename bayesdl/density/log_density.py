@@ -240,11 +240,13 @@ class LogDensity:
         rows, factors = self._rows_and_factors(batch, per_chain)
         self.gradients += len(z)
         own = frozenset(batch or ()) if per_chain else frozenset()
-        apart = self._prior_apart and target == "posterior"
+        recorded = self._recorded(target)
         with torch.no_grad():
-            found, tensors = self._evaluator(z, rows, factors, "likelihood" if apart else target, own)
+            found, tensors = self._evaluator(z, rows, factors, recorded, own)
             value, gradient = found.function(z, factors, *tensors)
-            return self._gaussian.add(z, value, gradient, factors[1]) if apart else (value, gradient)
+            if recorded == target:
+                return value, gradient
+            return self._gaussian.add(z, value, gradient, factors[1])
 
     def function(
         self, batch: Batch | None = None, *, target: Target | Literal["prior"] = "posterior"
@@ -306,11 +308,9 @@ class LogDensity:
         rows, factors = self._rows_and_factors(batch, per_chain)
         own = frozenset(batch or ()) if per_chain else frozenset()
         asked = self._asked if execution is None else cast(Execution, execution)
-        apart = self._prior_apart and target == "posterior" and not fused
+        recorded = target if fused else self._recorded(target)
         with torch.no_grad():
-            found, _ = self._evaluator(
-                z, rows, factors, "likelihood" if apart else target, own, Wish(asked, calls, fused)
-            )
+            found, _ = self._evaluator(z, rows, factors, recorded, own, Wish(asked, calls, fused))
         self.execution, self.execution_note, self._settled = found.way, found.note, True
         return self.execution
 
@@ -380,6 +380,10 @@ class LogDensity:
         reason = self._no_rows if whole and not isinstance(self._no_batches, RowCoupling) else self._no_batches
         if reason is not None:
             raise reason
+
+    def _recorded(self, target: Target) -> Target:
+        """What a graph is recorded of: the likelihood alone, where a prior that was replaced is added beside it."""
+        return "likelihood" if self._prior_apart and target == "posterior" else target
 
     def _terms(self, leaves: list[Tensor], batch: Batch) -> terms.Terms:
         values = {site.name: site.transform(leaf) for site, leaf in zip(self.sites, leaves, strict=True)}

@@ -17,12 +17,11 @@ from bayesdl.density.sites import split
 from bayesdl.errors import Divergence, MethodError
 from bayesdl.infer import method as check
 from bayesdl.infer.checkpoint import State
-from bayesdl.infer.linear_gaussian import embedded, prior_of
+from bayesdl.infer.linear_gaussian import embedded, not_a_regression, prior_of
 from bayesdl.infer.loop import Engine, Run
 from bayesdl.infer.method import Method, Work
 from bayesdl.infer.starts import start
 from bayesdl.models import BayesianNetwork
-from bayesdl.models.likelihoods import Gaussian
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.covariance import MOST_DENSE, Dense
 from bayesdl.posterior.gaussian import GaussianPosterior
@@ -74,12 +73,11 @@ class KalmanFilter(Method):
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
-        model = density.model
-        if not isinstance(model, BayesianNetwork):
-            return "it needs a BayesianNetwork, whose outputs it linearises; a program has no such part"
-        if type(model.likelihood) is not Gaussian or model.likelihood.noise == "head":
-            return f"the likelihood must be Gaussian with one noise level, and it is {model.likelihood}"
-        part, known = _weights(density), {"noise", *(site.name for site in model.sites)}
+        reason = not_a_regression(density, "whose outputs it linearises")
+        if reason is not None:
+            return reason
+        assert isinstance(density.model, BayesianNetwork)  # else there is a reason
+        part, known = _weights(density), {"noise", *(site.name for site in density.model.sites)}
         others = [site.name for site in density.sites if site.name not in known]
         if others:
             return f"the prior has unknowns of its own ({', '.join(others)}); it filters weights under a fixed prior"

@@ -12,13 +12,12 @@ from torch import Tensor
 from bayesdl.density import LogDensity
 from bayesdl.density.sites import Site
 from bayesdl.errors import MethodError, ModelError
-from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, prior_of
+from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, not_a_regression, prior_of
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Work
 from bayesdl.infer.optimise import Optimiser
 from bayesdl.models import BayesianNetwork
 from bayesdl.models.features import features, last_linear
-from bayesdl.models.likelihoods import Gaussian
 from bayesdl.models.positive import PositivePrior
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.covariance import MOST_DENSE
@@ -64,11 +63,9 @@ class LastLayer(Optimiser):
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
-        model = density.model
-        if not isinstance(model, BayesianNetwork):
-            return "it needs a BayesianNetwork, whose last layer it can find; a program has no such part"
-        if type(model.likelihood) is not Gaussian or model.likelihood.noise == "head":
-            return f"the likelihood must be Gaussian with one noise level, and it is {model.likelihood}"
+        reason = not_a_regression(density, "whose last layer it can find")
+        if reason is not None:
+            return reason
         try:
             part = _layer(density)
         except ModelError as error:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from bayesdl.density import LogDensity
+from bayesdl.models import BayesianNetwork
+from bayesdl.models.likelihoods import Gaussian
 from bayesdl.posterior.covariance import Dense, Diagonal
 from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.placed import among
@@ -60,6 +62,21 @@ class LinearGaussian:
         explained = (self.projected.square() * spread / (1 + ratio)).sum() / variance
         log_det = self.count * (math.log(2 * math.pi) + 2 * log_noise) + ratio.log1p().sum()
         return -0.5 * (log_det + (self.square - explained) / variance)
+
+
+def not_a_regression(density: LogDensity, need: str) -> str | None:
+    """Why a density is not that of a network with Gaussian noise of one level, or None if it is.
+
+    Args:
+        density: of any program.
+        need: what the method wants of the network, for the message.
+    """
+    model = density.model
+    if not isinstance(model, BayesianNetwork):
+        return f"it needs a BayesianNetwork, {need}; a program has no such part"
+    if type(model.likelihood) is not Gaussian or model.likelihood.noise == "head":
+        return f"the likelihood must be Gaussian with one noise level, and it is {model.likelihood}"
+    return None
 
 
 def prior_of(density: LogDensity, part: slice, z: Tensor | None) -> Normal | None:
