@@ -30,8 +30,8 @@ from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
 
-FINAL_DRAWS = 200
-"""Draws behind the ELBO that the posterior reports."""
+FEWEST_DRAWS, MOST_DRAWS = 10, 200
+"""Draws behind the ELBO that the posterior reports: within these, as many as cost a fraction of the training."""
 ESTIMATORS = ("sticking", "reparameterisation")
 
 
@@ -175,7 +175,7 @@ class GaussianVI(Method):
         if state["step"] == 0:
             raise run.too_early("the first update")
         parameters, stream = state["average"], generator(run.seed, "final ELBO", device=problem.density.device)
-        log_weights = engine.log_weights(parameters, engine.noise(FINAL_DRAWS, stream))
+        log_weights = engine.log_weights(parameters, engine.noise(self._final_draws(problem), stream))
         elbo = float(log_weights.mean())
         if not math.isfinite(elbo):
             raise engine.diverged(state["step"])
@@ -189,6 +189,11 @@ class GaussianVI(Method):
             "execution": problem.density.execution,
         }
         return engine.law(parameters), info
+
+    def _final_draws(self, problem: Problem) -> int:
+        """A draw passes all rows once, without a gradient; so many that training passes them four times a draw."""
+        epochs = self.steps if self.batch_size is None else self.steps * self.batch_size // problem.n
+        return min(max(epochs * self.samples // 4, FEWEST_DRAWS), MOST_DRAWS)
 
 
 @dataclass(frozen=True)

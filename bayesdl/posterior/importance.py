@@ -105,8 +105,10 @@ def log_density(problem: Problem, z: Tensor, batch_size: int | None = None) -> T
 def _part(problem: Problem, z: Tensor, batch_size: int | None) -> Tensor:
     if batch_size is None or batch_size >= problem.n:
         return problem.density.log_density(z)
-    total = z.new_zeros(len(z))
+    density, total, prior = problem.density, z.new_zeros(len(z)), None
     for rows in torch.arange(problem.n).split(batch_size):
-        # A part's likelihood is scaled up to all rows.
-        total += problem.density.log_density(z, problem.minibatch(rows)) * (len(rows) / problem.n)
-    return total
+        part = problem.minibatch(rows)
+        likelihood = density.log_density(z, part, target="likelihood")  # scaled up to all rows
+        prior = density.log_density(z, part) - likelihood if prior is None else prior
+        total += likelihood * (len(rows) / problem.n)
+    return total if prior is None else total + prior
