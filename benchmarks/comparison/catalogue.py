@@ -40,6 +40,7 @@ class Budget:
         learning_rate: of Adam.
         w_std: scales of the prior that are tried.
         draws: of weights, of methods that keep them.
+        last_layer: pattern of the names of its weights.
     """
 
     epochs: int
@@ -47,6 +48,7 @@ class Budget:
     learning_rate: float
     w_std: Sequence[float]
     draws: int = 50
+    last_layer: str = "*"
 
 
 Choice = tuple[bdl.Method, Mapping[str, Any], float]
@@ -54,6 +56,8 @@ Choice = tuple[bdl.Method, Mapping[str, Any], float]
 
 NUMBERS_ONLY = ("LastLayer", "KalmanFilter")
 """Closed forms for Gaussian noise."""
+CLASSES_ONLY = ("last-layer Laplace",)
+"""For numbers LastLayer is exact."""
 
 
 def candidates(budget: Budget, rows: int, task: str) -> dict[str, list[Candidate]]:
@@ -92,6 +96,7 @@ def candidates(budget: Budget, rows: int, task: str) -> dict[str, list[Candidate
         "MCDropout": [(bdl.MCDropout(**full), {"p": p}, p) for p in (0.01, 0.1)],
         "SWAG": [(bdl.SWAG(**half, **snapshots, rate=rate["learning_rate"]), rate, 0.0) for rate in rates],
         "Laplace": by_steps(bdl.Laplace, polish=0),
+        "last-layer Laplace": by_steps(bdl.Laplace, polish=0, random=budget.last_layer),
         "LastLayer": by_steps(bdl.LastLayer),
         "KalmanFilter": [(bdl.KalmanFilter(noise=sd), {"noise": sd}, 0.0) for sd in (0.15, 0.3)],
         "MeanFieldVI": [(bdl.MeanFieldVI(**one_draw, **rate), rate, 0.0) for rate in rates],
@@ -106,5 +111,5 @@ def candidates(budget: Budget, rows: int, task: str) -> dict[str, list[Candidate
             for method, shown, dropout in choices
         ]
         for name, choices in found.items()
-        if task == "regression" or name not in NUMBERS_ONLY
+        if name not in (CLASSES_ONLY if task == "regression" else NUMBERS_ONLY)
     }

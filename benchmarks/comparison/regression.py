@@ -8,7 +8,8 @@ training of one member is at most 400 epochs of mini-batches of 100 rows, by Ada
 optimiser of its own; the Kalman filter makes its one pass. On every split each method tries four settings on 80% of
 the training rows: two scales of the prior (1 and 4) and two choices of what matters most to it; the one with the best
 log likelihood of the other 20% is fitted to all training rows and predicts the test rows. Ensembles have five members,
-methods that draw weights predict with 50. Seconds are processor time of one thread: of the chosen fit, and of all the tries.
+methods that draw weights predict with 50. Seconds are processor time of one thread: of the chosen fit, and of all the
+tries.
 
 Every finished fit is a line of ``regression.jsonl``; a second run goes on where the first stopped, and ``--table``
 writes regression.md from what is in.
@@ -19,15 +20,14 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import textwrap
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from catalogue import Budget, Candidate, candidates
-from trial import append, read, tuned
+from ledger import append, markdown, preface, read, settings, spread
+from trial import tuned
 
 import bayesdl as bdl
 from bayesdl.errors import BayesdlError
@@ -115,27 +115,13 @@ def one(data: bdl.Dataset, choices: list[Candidate], split: int) -> dict[str, An
 
 def table(results: list[dict[str, Any]]) -> str:
     """Means and standard errors over the splits, beside the published figures."""
-    preface = [textwrap.fill(" ".join(part.split()), 120) for part in (__doc__ or "").split("\n\n")[2:3]]
-    blocks = []
+    blocks = [f"# Cheap posteriors on UCI regression\n\n{preface(__doc__)}\n"]
     for name in SETS:
         mine = [r for r in results if r["set"] == name]
-        methods = list(dict.fromkeys(r["method"] for r in mine))
-        lines = [line(name, method, [r for r in mine if r["method"] == method], mine) for method in methods]
-        head = [
-            "method",
-            "splits",
-            "log likelihood",
-            "less MAP",
-            "published",
-            "RMSE",
-            "90% covers",
-            "s",
-            "s tuning",
-            "chosen",
-        ]
-        rows = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)]
-        blocks.append(f"## {name}\n\n" + "\n".join(rows) + "\n")
-    return "# Cheap posteriors on UCI regression\n\n" + "\n\n".join(preface) + "\n\n" + "\n".join(blocks)
+        methods = dict.fromkeys(r["method"] for r in mine)
+        rows = [line(name, method, [r for r in mine if r["method"] == method], mine) for method in methods]
+        blocks.append(f"## {name}\n\n{markdown(COLUMNS, rows)}")
+    return "\n".join(blocks)
 
 
 def line(name: str, method: str, found: list[dict[str, Any]], all_of_set: list[dict[str, Any]]) -> list[str]:
@@ -144,27 +130,18 @@ def line(name: str, method: str, found: list[dict[str, Any]], all_of_set: list[d
     base = {r["split"]: r["log_likelihood"] for r in all_of_set if r["method"] == "MAP"}
     gains = [r["log_likelihood"] - base[r["split"]] for r in good if r["split"] in base]
     published = PUBLISHED[name].get(method)
-    settings = Counter(", ".join(f"{k}={v:g}" for k, v in r["chosen"].items()) for r in good)
     return [
         method,
         str(len(good)) + (f" ({len(found) - len(good)} failed)" if len(good) < len(found) else ""),
-        spread([r["log_likelihood"] for r in good], 3),
-        "" if method == "MAP" else spread(gains, 3, sign=True),
+        spread([r["log_likelihood"] for r in good]),
+        "" if method == "MAP" else spread(gains, sign=True),
         f"{published[0]:.2f} ± {published[1]:.2f}" if published else "",
-        spread([r["rmse"] for r in good], 3),
+        spread([r["rmse"] for r in good]),
         f"{statistics.mean(r['coverage'] for r in good):.3f}" if good else "",
         f"{statistics.mean(r['seconds'] for r in good):.1f}" if good else "",
         f"{statistics.mean(r['tuning_seconds'] for r in good):.1f}" if good else "",
-        "; ".join(f"{setting} ({count})" for setting, count in settings.most_common(2)),
+        settings(good) if good else "",
     ]
-
-
-def spread(values: list[float], digits: int, sign: bool = False) -> str:
-    """Mean and standard error."""
-    if not values:
-        return ""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):{'+' if sign else ''}.{digits}f} ± {error:.{digits}f}"
 
 
 if __name__ == "__main__":

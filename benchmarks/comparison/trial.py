@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from catalogue import Candidate
@@ -54,14 +52,3 @@ def tuned(
     end = time.process_time()
     known = {"tried": tried, "chosen": dict(candidates[best].shown)}
     return posterior, known | {"seconds": end - middle, "tuning_seconds": middle - began}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The results that are in a file of lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def append(path: Path, result: dict[str, Any]) -> None:
-    """Add a result to a file of lines."""
-    with path.open("a") as file:
-        file.write(json.dumps(result) + "\n")
