@@ -25,6 +25,8 @@ Target = Literal["posterior", "joint", "likelihood"]
 
 CHUNK = 256
 """Chains or draws that the handlers evaluate at once where no gradient is taken."""
+GLANCE = 256
+"""Rows of a network's data that show what the program is."""
 
 
 class LogDensity:
@@ -77,12 +79,13 @@ class LogDensity:
             ModelError: the program cannot be used, with the reason and what to write instead.
             DataError: observations lie outside the support of their distribution.
         """
-        found = discover(model, batch, data_plate)
+        glance = _first_rows(model, batch)
+        found = discover(model, glance, data_plate)
         self.model = model
         self.batch: dict[str, Any] = dict(batch)
         self.sites: tuple[Site, ...] = found.sites
         self.observed = found.observed
-        self.n = found.rows
+        self.n = found.rows if glance is batch else len(batch[model.row_arguments[0]])
         self.structure = found.structure
         self.temperature = float(temperature)
         self.likelihood_temperature = float(likelihood_temperature)
@@ -101,10 +104,11 @@ class LogDensity:
         self.row_names = tuple(
             name for name, value in batch.items() if isinstance(value, Tensor) and value.dim() and len(value) == self.n
         )
-        checks.refuse_own_subsample(self.batch, found)
-        checks.refuse_random(model, self.batch, found)
+        self._glance = glance
+        checks.refuse_own_subsample(glance, found)
+        checks.refuse_random(model, glance, found)
         self._no_rows = checks.why_no_rows(found)
-        self._no_batches = self._no_rows or checks.why_no_batches(model, self.batch, found, self.row_names)
+        self._no_batches = self._no_rows or checks.why_no_batches(model, glance, found, self.row_names)
 
     # -- coordinates -------------------------------------------------------------------------------------------
 
@@ -135,7 +139,7 @@ class LogDensity:
         rows = []
         with torch.no_grad(), untouched(seed, "prior draws"), program.unchecked():
             for _ in range(n):
-                nodes = program.run(self.model, self.batch, {}).nodes
+                nodes = program.run(self.model, self._glance, {}).nodes
                 rows.append(self.unconstrain({k: v["value"] for k, v in nodes.items() if k in names}))
         return torch.stack(rows)
 
@@ -486,6 +490,14 @@ class LogDensity:
 
 def _training(model: Any) -> bool:
     return bool(getattr(model, "training", False))
+
+
+def _first_rows(model: Program, batch: Batch) -> Batch:
+    """What discovery runs on: some rows, where a network says which arguments have them, so that memory is bounded."""
+    names = getattr(model, "row_arguments", ())
+    if not names or len(batch[names[0]]) <= GLANCE:
+        return batch
+    return {name: value[:GLANCE] if name in names else value for name, value in batch.items()}
 
 
 def _dtype_and_device(example: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:

@@ -91,7 +91,7 @@ class DeepEnsemble(Optimiser):
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         z, info = self.optimise(problem, run, self.members)
-        return as_posterior(problem, z, info, self.target)
+        return as_posterior(problem, z, info, self.target, self.batch_size)
 
 
 @dataclass

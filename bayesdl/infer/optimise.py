@@ -24,6 +24,7 @@ from bayesdl.infer.starts import start
 from bayesdl.infer.training import OptimiserEngine
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
+from bayesdl.posterior.importance import log_density
 from bayesdl.posterior.problem import Problem
 
 AVERAGES = (None, "polyak", "ema")
@@ -142,7 +143,7 @@ class Optimiser(Training):
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         z, info = self.optimise(problem, run, members=1)
-        return as_posterior(problem, z, info, self.target)
+        return as_posterior(problem, z, info, self.target, self.batch_size)
 
     def engine(
         self, problem: Problem, run: Run, members: int, begin: Callable[[], Tensor], held_out: dict[str, Any] | None
@@ -206,9 +207,11 @@ class MAP(Optimiser):
     name: ClassVar[str] = "MAP"
 
 
-def as_posterior(problem: Problem, z: Tensor, info: dict[str, Any], target: Target) -> DrawsPosterior:
+def as_posterior(
+    problem: Problem, z: Tensor, info: dict[str, Any], target: Target, batch_size: int | None
+) -> DrawsPosterior:
     """Members ``[M, D]`` as a posterior of M chains of one draw each."""
-    value = problem.density.log_density(z, target=target)
+    value = log_density(problem, z, batch_size, target)
     return DrawsPosterior(problem, z.unsqueeze(1), {"log_joint": value.unsqueeze(1)}, info)
 
 

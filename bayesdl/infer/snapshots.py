@@ -87,7 +87,7 @@ class SnapshotEnsemble(Training):
         state = run.drive(engine, problem.density)
         if engine.taken(state["step"]) == 0:
             raise run.too_early("the end of the first cycle")
-        return as_posterior(problem, state["snapshots"][0], engine.report(state), self.target)
+        return as_posterior(problem, state["snapshots"][0], engine.report(state), self.target, self.batch_size)
 
 
 @dataclass

@@ -69,7 +69,7 @@ class SVGD(Training):
         state = run.drive(engine, problem.density)
         if state["step"] == 0:
             raise run.too_early("the first update")
-        return as_posterior(problem, engine.result(state), engine.report(state), self.target)
+        return as_posterior(problem, engine.result(state), engine.report(state), self.target, self.batch_size)
 
 
 @dataclass

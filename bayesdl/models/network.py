@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -45,6 +45,9 @@ class BayesianNetwork:
     Raises:
         ModelError: the network, or the prior for it, is refused; the message says why and what to do instead.
     """
+
+    row_arguments: ClassVar[tuple[str, ...]] = ("x", "y")
+    """Arguments with a row for each row of the data. No site depends on how many there are."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bayesdl.density.log_density import Target
 from bayesdl.errors import MethodError
 from bayesdl.posterior.arviz_export import require_arviz
 from bayesdl.posterior.problem import Problem
@@ -97,18 +98,19 @@ def importance(posterior: Posterior, draws: int, seed: int, batch_size: int | No
     )
 
 
-def log_density(problem: Problem, z: Tensor, batch_size: int | None = None) -> Tensor:
+def log_density(problem: Problem, z: Tensor, batch_size: int | None = None, target: Target = "posterior") -> Tensor:
     """The log density with all rows at ``z [S, D]``, some draws and ``batch_size`` rows at a time; ``[S]``."""
-    return torch.cat([_part(problem, part, batch_size) for part in z.split(max(1, MOST_NUMBERS // z.shape[1]))])
+    parts = z.split(max(1, MOST_NUMBERS // z.shape[1]))
+    return torch.cat([_part(problem, part, batch_size, target) for part in parts])
 
 
-def _part(problem: Problem, z: Tensor, batch_size: int | None) -> Tensor:
+def _part(problem: Problem, z: Tensor, batch_size: int | None, target: Target) -> Tensor:
     if batch_size is None or batch_size >= problem.n:
-        return problem.density.log_density(z)
+        return problem.density.log_density(z, target=target)
     density, total, prior = problem.density, z.new_zeros(len(z)), None
     for rows in torch.arange(problem.n).split(batch_size):
         part = problem.minibatch(rows)
         likelihood = density.log_density(z, part, target="likelihood")  # scaled up to all rows
-        prior = density.log_density(z, part) - likelihood if prior is None else prior
+        prior = density.log_density(z, part, target=target) - likelihood if prior is None else prior
         total += likelihood * (len(rows) / problem.n)
     return total if prior is None else total + prior
