@@ -2,9 +2,9 @@
 
     python benchmarks/comparison/fidelity.py
 
-A 64-16-10 tanh network (1,210 weights) in float32 on the 1,438 training images of `digits`, weights
-N(0, 1 / fan_in), biases N(0, 1). The reference is ChEES-HMC: 16 chains from independent prior draws, 500 transitions of warm-up, 1,000 draws
-each. Its two halves of eight chains, compared with each other, show what chance leaves. Every method has the same
+A 64-16-10 tanh network (1,210 weights) in float32 on the 1,438 training images of `digits`, weights N(0, 1 / fan_in),
+biases N(0, 1). The reference is ChEES-HMC: 16 chains from independent prior draws, 500 transitions of warm-up, 1,000
+draws each. Its two halves of eight chains, compared with each other, show what chance leaves. Every method has the same
 prior, at most 400 epochs of mini-batches of 100 rows for a training of one member (Adam at 0.01), and two settings, of
 which the one with the better log likelihood of 20% of the training rows is taken. Agreement: share of rows with the
 same most probable class; total variation: half the sum over the classes of the differences in probability, averaged
