@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-SLOW = {"continual_digits", "eight_schools", "network_hmc", "posteriors"}
+SLOW = {"continual_digits", "eight_schools", "foreign_images", "network_hmc", "posteriors"}
 RUNS = [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem) for path in SCRIPTS]
 Result = dict[str, Any]
 
@@ -148,6 +148,17 @@ def sgld_mnist(result: Result) -> None:
         assert result[label]["no digits"] > result["MAP"]["no digits"], label
 
 
+def foreign_images(result: Result) -> None:
+    assert result["data"] == "digits"
+    for label, row in result.items():
+        if label != "data":
+            assert row["accuracy"] > 0.93, label
+            assert row["scrambled"] > 0.9, label
+            assert row["scrambled"] > row["upside down"] > 0.6, label  # some digits stay digits
+    # The linearised network is least sure of what it has not seen, and pays for it on what it has.
+    assert result["Laplace"]["scrambled"] >= result["MAP"]["scrambled"]
+
+
 def funnel(result: Result) -> None:
     centred, cured = result["centred"], result["non-centred"]
     assert all(abs(errors) < 4 for errors in cured["errors"].values()), cured["errors"]
@@ -200,6 +211,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "counts": counts,
     "demo": demo,
     "eight_schools": funnel,
+    "foreign_images": foreign_images,
     "gap": gap,
     "hierarchical_regression": schools,
     "linear_regression": linear_regression,
