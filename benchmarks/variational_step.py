@@ -38,7 +38,7 @@ def variational_step(method: Any, x: Tensor, y: Tensor, replay: bool = False) ->
     problem = classifier(x, y)
     scale = problem.density.prior_scale
     begin = torch.cat(
-        [0.5 * scale * torch.randn_like(scale), method.family(len(scale)).start(0.1 * scale, torch.Generator())]
+        [0.5 * scale * torch.randn_like(scale), method.family(problem.density).start(0.1 * scale, torch.Generator())]
     )
     engine = method.engine(problem, 0, lambda: begin)
     if not replay:

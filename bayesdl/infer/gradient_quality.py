@@ -36,24 +36,24 @@ def gradient_quality(engine: GaussianEngine, parameters: Tensor, seed: int) -> d
         a single draw on the same mini-batch over that with all ``samples``; near 1 more samples buy nothing. Of the
         bounds with alpha < 1, the effective size (sum w)^2 / sum w^2 of their weights.
     """
-    kl_weight = engine.kl_weight(engine.total)
+    objective, samples, kl_weight = engine.objective, engine.method.samples, engine.kl_weight(engine.total)
     stream = generator(seed, "gradient quality", device=parameters.device)
     order = DataOrder(engine.problem, engine.method.batch_size, 1, derive_seed(seed, "gradient quality"))
     state = order.init()
-    sd = engine.law(parameters).covariance.variances().sqrt()
+    sd = objective.law(parameters).covariance.variances().sqrt()
     unit = torch.cat([sd, torch.ones_like(parameters[len(sd) :])])
     whole, single, sizes = _Variance(), _Variance(), []
     for _ in range(REPEATS):
         rows, moved = order.next(state)
         state |= moved
         batch = None if rows is None else engine.problem.minibatch(rows[0])
-        noise = engine.noise(engine.method.samples, stream)
-        log_weights, gradient = engine.estimate(parameters, noise, batch, kl_weight)
+        noise = objective.noise(samples, stream)
+        log_weights, gradient = objective.estimate(parameters, noise, batch, kl_weight)
         whole.add(gradient * unit)
         if engine.method.alpha != 1:
             sizes.append(float(log_weights.softmax(0).square().sum().reciprocal()))
-        elif len(noise) > 1:
-            single.add(engine.estimate(parameters, noise[:1], batch, kl_weight)[1] * unit)
+        elif samples > 1:
+            single.add(objective.estimate(parameters, objective.noise(1, stream), batch, kl_weight)[1] * unit)
     signal, variance = whole.signal(), whole.total()
     draws = sum(sizes) / REPEATS if sizes else single.total() / variance if single.count and variance else 1.0
     return {

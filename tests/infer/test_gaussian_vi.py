@@ -115,12 +115,12 @@ def at_optimum(linear: Any, **settings: Any) -> tuple[Any, Tensor]:
 def test_sticking_the_landing_has_no_variance_where_q_is_the_posterior(linear: Any) -> None:
     noise = torch.randn(50, 3, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     work, parameters = at_optimum(linear)
-    gradients = torch.stack([work.estimate(parameters, row, None)[1] for row in noise.split(1)])
+    gradients = torch.stack([work.objective.estimate(parameters, row, None)[1] for row in noise.split(1)])
     assert gradients.abs().max() < 1e-9
-    log_weights = work.estimate(parameters, noise, None)[0]
+    log_weights = work.objective.estimate(parameters, noise, None)[0]
     torch.testing.assert_close(log_weights, torch.full_like(log_weights, linear.log_evidence()), rtol=1e-12, atol=0)
     plain, _ = at_optimum(linear, estimator="reparameterisation")
-    gradients = torch.stack([plain.estimate(parameters, row, None)[1] for row in noise.split(1)])
+    gradients = torch.stack([plain.objective.estimate(parameters, row, None)[1] for row in noise.split(1)])
     assert gradients.std(0)[:6].min() > 0.1
     assert (gradients.mean(0).abs() < 4.5 * gradients.std(0) / math.sqrt(50) + 1e-12).all()
 
@@ -132,18 +132,18 @@ def test_mini_batches_of_an_epoch_average_to_the_full_gradient(linear: Any, fami
     work = family(estimator=estimator).engine(problem, 0, lambda: None)
     stream = generator(1, "parameters")
     parameters = 0.1 * torch.randn(3 + work.family.size, generator=stream, dtype=DOUBLE)
-    noise = work.noise(4, stream)
+    noise = work.objective.noise(4, stream)
     parts = torch.arange(100).split(20)
-    split = [work.estimate(parameters, noise, problem.minibatch(rows)) for rows in parts]
-    whole = work.estimate(parameters, noise, None)
+    split = [work.objective.estimate(parameters, noise, problem.minibatch(rows)) for rows in parts]
+    whole = work.objective.estimate(parameters, noise, None)
     for k in range(2):
         torch.testing.assert_close(torch.stack([pair[k] for pair in split]).mean(0), whole[k], rtol=1e-9, atol=1e-9)
     # Twice the data is twice the log likelihood: the KL counts once, whatever N.
     double = prepare(linear.model, tuple(torch.cat([part, part]) for part in linear.data))
-    twice = family(estimator=estimator).engine(double, 0, lambda: None).estimate(parameters, noise, None)
+    twice = family(estimator=estimator).engine(double, 0, lambda: None).objective.estimate(parameters, noise, None)
     tempered = prepare(linear.model, linear.data, likelihood_temperature=0.5)
     other = family(estimator=estimator, likelihood_temperature=0.5).engine(tempered, 0, lambda: None)
-    half = other.estimate(parameters, noise, None)
+    half = other.objective.estimate(parameters, noise, None)
     torch.testing.assert_close(twice[0], half[0], rtol=1e-10, atol=0)
     torch.testing.assert_close(twice[1], half[1], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(twice[1], whole[1], rtol=0.1)
@@ -163,10 +163,10 @@ def test_weighted_bounds_and_their_gradient_agree_with_autograd_on_average(linea
     log_weights = exact.log_prob(z) - q.log_prob(z).sum(-1)
     bounds = (torch.logsumexp((1 - alpha) * log_weights, 1) - math.log(4)) / (1 - alpha)
     expected = torch.autograd.grad(bounds.mean(), leaf)[0]
-    found = [work.estimate(parameters, part, None) for part in noise[:2_000]]
+    found = [work.objective.estimate(parameters, part, None) for part in noise[:2_000]]
     gradients = torch.stack([gradient for _, gradient in found])
     assert ((gradients.mean(0) - expected).abs() < 5 * gradients.std(0) / math.sqrt(2_000)).all()
-    ours = torch.stack([work.bound(values)[0] for values, _ in found]) - linear.log_evidence()
+    ours = torch.stack([work.objective.bound(values)[0] for values, _ in found]) - linear.log_evidence()
     torch.testing.assert_close(ours, bounds[:2_000].detach(), rtol=0, atol=1e-9)
 
 
@@ -203,7 +203,7 @@ def test_warm_up_of_the_kl_ends_at_the_elbo(linear: Any) -> None:
     assert MeanFieldVI.from_settings(posterior.info["settings"]) == method
     work = MeanFieldVI(kl_weight=Warmup(10)).engine(prepare(linear.model, linear.data), 0, lambda: None)
     parameters, noise = torch.zeros(6, dtype=DOUBLE), torch.ones(2, 3, dtype=DOUBLE)
-    gradients = [work.estimate(parameters, noise, None, weight)[1] for weight in (0.0, 0.5, 1.0)]
+    gradients = [work.objective.estimate(parameters, noise, None, weight)[1] for weight in (0.0, 0.5, 1.0)]
     torch.testing.assert_close((gradients[0] + gradients[2]) / 2, gradients[1])
     # Without the KL it is the likelihood's own gradient.
     z = parameters[:3] + noise
