@@ -14,7 +14,6 @@ from bayesdl.density import LogDensity
 from bayesdl.density.gaussian_part import GaussianPart
 from bayesdl.density.log_density import Target
 from bayesdl.infer.gaussian_families import Family
-from bayesdl.posterior.covariance import Covariance
 from bayesdl.posterior.importance import MOST_NUMBERS, log_density
 from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.placed import among
@@ -150,9 +149,12 @@ class Objective(ABC):
         assert self.prior is not None  # only called with the closed form
         return self.prior.precision if self.places is None else self.prior.precision[self.places]
 
-    def _expected_log_prior(self, mean: Tensor, covariance: Covariance) -> Tensor:
+    def _prior_at(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density of the Gaussian prior at the mean, and minus its gradient."""
         assert self.prior is not None  # only called with the closed form
-        return self.prior.log_prob(mean) - 0.5 * torch.dot(self._prior_precision(), covariance.variances())
+        offset = mean - self.prior.mean
+        pull = offset * self.prior.precision
+        return self.prior.constant - 0.5 * torch.dot(offset, pull), pull
 
 
 @dataclass
@@ -188,7 +190,9 @@ class PathObjective(Objective):
         z = self._displaced(mean, away)
         value, slope = self.density.value_and_grad(z, batch, target=self.target)
         if self.closed:
-            value = value + self._expected_log_prior(mean, covariance) + self._entropy(spread)
+            log_prior, prior_pull = self._prior_at(mean)
+            trace = torch.dot(self._prior_precision(), covariance.variances())
+            value = value + (log_prior - 0.5 * trace + self._entropy(spread))
         elif self.method.estimator == "sticking":
             score = covariance.solve(away)
             value = value + self._minus_log_q(spread, away, score)
@@ -205,7 +209,7 @@ class PathObjective(Objective):
         if self.method.estimator == "reparameterisation":
             spread_gradient = spread_gradient + kl_weight * self.family.entropy_gradient(spread)
         if self.closed:
-            moved = moved - kl_weight * self._prior_pull(mean)
+            moved = moved - kl_weight * prior_pull
             pull = self.family.trace_gradient(spread, self._prior_precision())
             spread_gradient = spread_gradient - kl_weight * pull
         return value, torch.cat([moved, spread_gradient])

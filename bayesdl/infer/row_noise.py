@@ -27,7 +27,8 @@ SPREAD = " spread"
 class RowNoiseNetwork:
     """The program of a network with noise for each row: beside the sites of the model, one for each spread.
 
-    The model's own sites hold the means of the weights that are drawn for each row.
+    The model's own sites hold the means of the weights that are drawn for each row; a spread is their log sd, or
+    Flipout's perturbation.
     """
 
     def __init__(self, rows: RowNoise) -> None:
@@ -40,6 +41,8 @@ class RowNoiseNetwork:
         model = self.rows.model
         like = torch.ones((), dtype=model.dtype, device=model.device)
         spread = {name: pyro.param(f"{name}{SPREAD}", like.expand(shape)) for name, shape in self.shapes.items()}
+        if self.rows.kind == "local":
+            spread = {name: (2.0 * log_sd).exp() for name, log_sd in spread.items()}
         with self.rows.drawing(spread, noise):
             return model(x, y)
 
@@ -111,6 +114,8 @@ class RowNoiseObjective(Objective):
         self.own, self.rest = _place(drawn[self.random]), _place(~drawn[self.random])
         self.count = int(drawn.sum())
         self.spreads_at = next(site.start for site in self._density.sites if site.name.endswith(SPREAD))
+        # Then the density's arguments are the parameters as they stand.
+        self.aligned = self.kind == "local" and self.count == self.spreads_at == self.family.dim == len(self.random)
         # Precision of the prior where it is in closed form; elsewhere it is in the density, at the draw for all rows.
         precision = like.prior_scale.pow(-2) / like.temperature
         self.precision = (precision if self.prior is not None else precision * drawn)[self.random]
@@ -131,41 +136,45 @@ class RowNoiseObjective(Objective):
     def noise(self, samples: int, stream: torch.Generator) -> RowDraws:
         """See the base class."""
         rows = self.rows.noise(samples * (self.batch_size or self.problem.n), stream)
-        if self.kind == "flipout" or self.family.dim > self.count:
-            return RowDraws(rows, self.normals(1, stream)[0])
-        return RowDraws(rows, None)
+        return RowDraws(rows, None if self.aligned else self.normals(1, stream)[0])
 
     def estimate(
         self, parameters: Tensor, noise: RowDraws, batch: dict[str, Any] | None, kl_weight: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """See the base class; all draws give one estimate.
 
-        With v the variances of the weights that the rows draw, and g their derivative of the density, the gradient by
-        log sd is 2 v g; with Flipout's perturbation d = sd e it is d g.
+        The density's derivative by log sd is the gradient along the path where rows draw the weights locally; by
+        Flipout's perturbation d = sd e it is to be multiplied by d.
         """
         mean, log_sd = self.split(parameters)
-        sd = log_sd.exp()
-        variances = sd.square()
-        away = sd if noise.shared is None else sd * noise.shared
-        inner = variances[self.own] if self.kind == "local" else away[self.own]
-        z = mean
-        if self.family.dim > self.count:
+        at, away = parameters, None
+        if noise.shared is not None:
+            away = log_sd.exp() * noise.shared
+            inner = log_sd[self.own] if self.kind == "local" else away[self.own]
             shared = away.clone()
             shared[self.own] = 0.0
             z = self._displaced(mean, shared[None])[0]
-        at = torch.cat([z[: self.spreads_at], inner, z[self.spreads_at :]])
-        value, slopes = self.density.value_and_grad(at[None], self._with_noise(batch, noise), target=self.target)
-        before, by_spread, after = slopes[0].split([self.spreads_at, self.count, len(z) - self.spreads_at])
-        slope = torch.cat([before, after]) if len(after) else before
-        along = kl_weight * (1.0 - self.precision * variances)
-        along[self.own] += by_spread * inner * (2.0 if self.kind == "local" else 1.0)
-        if self.family.dim > self.count:
-            along[self.rest] += (slope if self.places is None else slope[self.places])[self.rest] * away[self.rest]
+            at = torch.cat([z[: self.spreads_at], inner, z[self.spreads_at :]])
+        data = self._with_noise(batch, noise)
+        value, slopes = self.density.value_and_grad(at[None], data, target=self.target)
+        gradient = slopes[0] if away is None else self._gathered(slopes[0], away)
+        slope, along = self.split(gradient)
+        variances = (2.0 * log_sd).exp_()
         value = value + self._entropy(log_sd) - 0.5 * torch.dot(self.precision, variances)
+        along.addcmul_(self.precision, variances, value=-kl_weight).add_(kl_weight)
         if self.prior is not None:
-            value = value + self.prior.log_prob(mean)
-            slope = slope - kl_weight * self._prior_pull(mean)
-        return value, torch.cat([slope, along])
+            log_prior, pull = self._prior_at(mean)
+            value = value + log_prior
+            slope.sub_(pull, alpha=kl_weight)
+        return value, gradient
+
+    def _gathered(self, slopes: Tensor, away: Tensor) -> Tensor:
+        """The gradient ``[P]`` of the density's expectation, from its slopes by means, draws and spreads."""
+        before, by_spread, after = slopes.split([self.spreads_at, self.count, len(slopes) - self.spreads_at - self.count])
+        slope = torch.cat([before, after])
+        along = (slope if self.places is None else slope[self.places]) * away
+        along[self.own] = by_spread if self.kind == "local" else by_spread * away[self.own]
+        return torch.cat([slope, along])
 
     def _with_noise(self, batch: dict[str, Any] | None, noise: RowDraws) -> dict[str, Any]:
         """A mini-batch, or all rows, as often as there are draws, with their noise."""

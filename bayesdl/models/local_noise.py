@@ -128,7 +128,7 @@ class RowNoise:
         drawn = torch.empty(rows, self.size, dtype=self.model.dtype, device=stream.device)
         if self.kind == "local":
             return drawn.normal_(generator=stream)
-        return drawn.bernoulli_(generator=stream).mul_(2.0).sub_(1.0)
+        return drawn.random_(0, 2, generator=stream).mul_(2.0).sub_(1.0)
 
     def outputs(
         self, parameters: Mapping[str, Tensor], spread: Mapping[str, Tensor], x: Tensor, noise: Tensor
