@@ -62,6 +62,11 @@ def main() -> None:
         "MeanFieldVI": variational_step(bdl.MeanFieldVI(**settings), x, y),
         "MeanFieldVI, replayed": variational_step(bdl.MeanFieldVI(**settings), x, y, replay=True),
         "MeanFieldVI, reparameterisation": variational_step(bdl.MeanFieldVI(**plain), x, y),
+        "MeanFieldVI, local": variational_step(bdl.MeanFieldVI(**settings, estimator="local"), x, y),
+        "MeanFieldVI, local, replayed": variational_step(
+            bdl.MeanFieldVI(**settings, estimator="local"), x, y, replay=True
+        ),
+        "MeanFieldVI, flipout": variational_step(bdl.MeanFieldVI(**settings, estimator="flipout"), x, y),
         "IVON": variational_step(bdl.IVON(**settings), x, y),
     }
     taken = take_turns(candidates, options.rounds, options.calls, time.process_time)

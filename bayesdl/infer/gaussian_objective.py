@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,10 @@ class Objective(ABC):
         random: which coordinates are Gaussian, booleans ``[D]``; the others are points.
         family: of the random coordinates.
         batch_size: rows in a mini-batch; None takes all rows.
+        fewest: draws that an estimate takes at least.
     """
+
+    fewest: ClassVar[int] = 1
 
     method: GaussianVI
     problem: Problem

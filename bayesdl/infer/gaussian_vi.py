@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from bayesdl.infer.schedules import Schedule
 from bayesdl.infer.starts import start
 from bayesdl.infer.training import thinned
 from bayesdl.infer.variational_engine import GaussianEngine
-from bayesdl.models.local_noise import Kind
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
@@ -61,7 +60,13 @@ class GaussianVI(Method):
             mode of what is left: in unconstrained coordinates, with their prior. So a last layer alone can be random.
         estimator: of the gradient. "sticking" differentiates log p - log q along the draws alone, without the score
             (Roeder et al., 2017): it has no variance at all where q is the posterior. "reparameterisation" is the plain
-            one: the entropy, or the KL from a prior that is Gaussian in z, in closed form.
+            one: the entropy, or the KL from a prior that is Gaussian in z, in closed form. "score" takes values instead
+            of slopes, for densities that are flat or jump (see ``ScoreObjective``); it is noisier by far. For networks,
+            and q with independent coordinates: "local" (local reparameterisation; Kingma et al., 2015) and "flipout"
+            (Wen et al., 2018) draw the weights of linear and convolutional layers for each row, so that the gradient's
+            variance falls with the batch and ``samples=1`` is enough. "local" is exact for linear layers and takes the
+            pixels of a convolution for independent, "flipout" is unbiased for both (``bayesdl.models.local_noise``).
+            Other parameters, layers that run twice, and priors that are not Gaussian have one draw for all rows.
         alpha: order of Renyi's divergence behind the bound ``log E[mean w^(1 - alpha)] / (1 - alpha)`` over ``samples``
             draws with weights w = p/q (Li & Turner, 2016): 1 is the ELBO, 0 the importance-weighted bound (IWAE; Burda
             et al., 2016). Smaller orders cover the posterior better. Takes all rows: of mini-batches these bounds would
@@ -72,7 +77,7 @@ class GaussianVI(Method):
     """
 
     takes_parameters: ClassVar[bool] = True
-    estimators: ClassVar[tuple[str, ...]] = ("sticking", "reparameterisation")
+    estimators: ClassVar[tuple[str, ...]] = ("sticking", "reparameterisation", "score")
 
     steps: int = 3000
     batch_size: int | None = None
@@ -100,6 +105,11 @@ class GaussianVI(Method):
                 f"{self.name}(alpha={self.alpha!r}) takes all rows (batch_size=None), because of mini-batches the "
                 "bound is biased, and estimator='sticking', which is its doubly reparameterised gradient."
             )
+        if self.estimator == "score" and (self.samples < 2 or self.kl_weight != 1):
+            raise MethodError(
+                f"{self.name}(estimator='score') compares draws, so that samples must be at least 2, and has no "
+                "kl_weight: use likelihood_temperature."
+            )
         if self.kl_weight != 1 and (self.alpha, self.temperature, self.likelihood_temperature) != (1, 1, 1):
             raise MethodError(
                 f"{self.name}: kl_weight, a temperature and alpha are three ways to leave the Bayesian ELBO; use one. "
@@ -119,8 +129,10 @@ class GaussianVI(Method):
                 "kl_weight needs a prior that is an independent Gaussian in unconstrained coordinates; a constant "
                 "kl_weight=b finds the same as likelihood_temperature=b, which takes any prior"
             )
+        if self.estimator == "score" and not bool(random.all()):
+            return "estimator='score' has no slope by which a point could move; use random='*', or estimator='sticking'"
         if self.estimator in KINDS:
-            found = row_noise(density, self.random, cast(Kind, self.estimator))
+            found = row_noise(density, self.random, self.estimator)
             if isinstance(found, str):
                 return found
         return super().applies_to(density)

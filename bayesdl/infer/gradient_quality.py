@@ -33,8 +33,9 @@ def gradient_quality(engine: GaussianEngine, parameters: Tensor, seed: int) -> d
         "signal", the length of the expected gradient: 0 at an optimum, so one far above noise / sqrt(20) means that the
         run was too short. "noise", the root of the total variance of one step's estimate, mini-batch and draws
         together. "snr", signal / noise. "draws", how many draws the estimate is worth: of the ELBO, the variance with
-        a single draw on the same mini-batch over that with all ``samples``; near 1 more samples buy nothing. Of the
-        bounds with alpha < 1, the effective size (sum w)^2 / sum w^2 of their weights.
+        a single draw (of the score function: with two, times two) on the same mini-batch over that with all ``samples``;
+        near 1 more samples buy nothing. Of the bounds with alpha < 1, the effective size (sum w)^2 / sum w^2 of their
+        weights.
     """
     objective, samples, kl_weight = engine.objective, engine.method.samples, engine.kl_weight(engine.total)
     stream = generator(seed, "gradient quality", device=parameters.device)
@@ -52,10 +53,15 @@ def gradient_quality(engine: GaussianEngine, parameters: Tensor, seed: int) -> d
         whole.add(gradient * unit)
         if engine.method.alpha != 1:
             sizes.append(float(log_weights.softmax(0).square().sum().reciprocal()))
-        elif samples > 1:
-            single.add(objective.estimate(parameters, objective.noise(1, stream), batch, kl_weight)[1] * unit)
+        elif samples > objective.fewest:
+            single.add(
+                objective.estimate(parameters, objective.noise(objective.fewest, stream), batch, kl_weight)[1] * unit
+            )
     signal, variance = whole.signal(), whole.total()
-    draws = sum(sizes) / REPEATS if sizes else single.total() / variance if single.count and variance else 1.0
+    if sizes:
+        draws = sum(sizes) / REPEATS
+    else:
+        draws = objective.fewest * (single.total() / variance if single.count and variance else 1.0)
     return {
         "signal": signal,
         "noise": math.sqrt(variance),

@@ -170,7 +170,9 @@ class RowNoiseObjective(Objective):
 
     def _gathered(self, slopes: Tensor, away: Tensor) -> Tensor:
         """The gradient ``[P]`` of the density's expectation, from its slopes by means, draws and spreads."""
-        before, by_spread, after = slopes.split([self.spreads_at, self.count, len(slopes) - self.spreads_at - self.count])
+        before, by_spread, after = slopes.split(
+            [self.spreads_at, self.count, len(slopes) - self.spreads_at - self.count]
+        )
         slope = torch.cat([before, after])
         along = (slope if self.places is None else slope[self.places]) * away
         along[self.own] = by_spread if self.kind == "local" else by_spread * away[self.own]

@@ -1,4 +1,4 @@
-"""Variational inference with Gaussians: independent coordinates, low rank plus diagonal, and full covariance."""
+"""Variational inference with Gaussians: independent coordinates, low rank, matrix normal, and full covariance."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 
 from bayesdl.density import LogDensity
+from bayesdl.density.sites import random_sites
 from bayesdl.errors import MethodError
 from bayesdl.infer import method as check
-from bayesdl.infer.gaussian_families import FullRank, LowRankPlusDiagonal, MeanField
+from bayesdl.infer.gaussian_families import Family, FullRank, LowRankPlusDiagonal, MeanField
 from bayesdl.infer.gaussian_vi import GaussianVI
 from bayesdl.infer.loop import Run
+from bayesdl.infer.matrix_normal import Independent, MatrixNormal
 from bayesdl.infer.row_noise import KINDS
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.covariance import MOST_DENSE
@@ -99,6 +101,40 @@ class LowRankVI(GaussianVI):
     def family(self, density: LogDensity) -> LowRankPlusDiagonal:
         """Low rank plus diagonal."""
         return LowRankPlusDiagonal(self.dim(density), self.rank)
+
+
+@dataclass(frozen=True)
+class MatrixNormalVI(GaussianVI):
+    """Maximises the ELBO over a matrix normal for each weight matrix (Louizos & Welling, 2016).
+
+    The settings are those of ``GaussianVI``. A site ``[O, ...]`` of two or more dimensions, such as the weight of a
+    linear or convolutional layer, is a matrix ``W [O, I]`` with ``cov(W) = U x V``, the outputs' dependence times the
+    inputs'; other sites have independent coordinates, and sites do not depend on each other. It takes O^2 + I^2 numbers
+    for O I weights, and a draw O I (O + I).
+    """
+
+    name: ClassVar[str] = "MatrixNormalVI"
+
+    def applies_to(self, density: LogDensity) -> str | None:
+        """Why this method cannot be used on a density, or None if it can."""
+        reason = super().applies_to(density)
+        if reason is None:
+            for part in self.family(density).parts:
+                if isinstance(part, MatrixNormal) and max(part.rows, part.columns) > MOST_DENSE:
+                    return (
+                        f"a weight of {part.rows} x {part.columns} has a covariance of its longer side of more than "
+                        f"{MOST_DENSE} numbers squared; use LowRankVI, or random='...' for smaller layers"
+                    )
+        return reason
+
+    def family(self, density: LogDensity) -> Independent:
+        """A family for each site."""
+        parts: list[Family] = []
+        for site in random_sites(density.sites, self.random):
+            rows = site.unconstrained_shape[0] if len(site.unconstrained_shape) > 1 else 1
+            columns = site.size // rows
+            parts.append(MatrixNormal(site.size, rows, columns) if min(rows, columns) > 1 else MeanField(site.size))
+        return Independent(self.dim(density), tuple(parts))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from bayesdl.infer.loop import Engine
 from bayesdl.infer.optimisers import slots_like, update
 from bayesdl.infer.row_noise import RowNoiseObjective
 from bayesdl.infer.schedules import Cosine, Schedule, as_schedule
+from bayesdl.infer.score_objective import ScoreObjective
 from bayesdl.posterior.problem import Problem
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "reparameterisation": PathObjective,
     "local": RowNoiseObjective,
     "flipout": RowNoiseObjective,
+    "score": ScoreObjective,
 }
 """Estimators of the gradient by name."""
 

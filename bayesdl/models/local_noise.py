@@ -199,7 +199,7 @@ def _reaching(f: Tensor, values: Mapping[str, Tensor]) -> set[str]:
     """Names of the values that f depends on."""
     if not f.requires_grad or not values:
         return set()
-    slopes = torch.autograd.grad(f.sum(), list(values.values()), allow_unused=True)
+    slopes: tuple[Tensor | None, ...] = torch.autograd.grad(f.sum(), list(values.values()), allow_unused=True)
     return {name for name, slope in zip(values, slopes, strict=True) if slope is not None}
 
 
