@@ -33,7 +33,7 @@ def gradient_quality(engine: GaussianEngine, parameters: Tensor, seed: int) -> d
         "signal", the length of the expected gradient: 0 at an optimum, so one far above noise / sqrt(20) means that the
         run was too short. "noise", the root of the total variance of one step's estimate, mini-batch and draws
         together. "snr", signal / noise. "draws", how many draws the estimate is worth: of the ELBO, the variance with
-        a single draw (of the score function: with two, times two) on the same mini-batch over that with all ``samples``;
+        a single draw (score function: twice that with two) on the same mini-batch over that with all ``samples``;
         near 1 more samples buy nothing. Of the bounds with alpha < 1, the effective size (sum w)^2 / sum w^2 of their
         weights.
     """
