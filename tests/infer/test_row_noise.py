@@ -65,6 +65,38 @@ def test_the_expected_gradient_is_that_of_the_elbo_in_closed_form(linear: Any, k
     agrees(found, torch.cat([elbo[None], by_mean, by_log_sd]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("noise", [SIGMA, dist.HalfNormal(1.0)], ids=["all normal", "a latent that is not"])
+def test_entropy_and_normal_priors_are_in_closed_form(linear: Any, kind: str, noise: Any, monkeypatch: Any) -> None:
+    """What is added to the density's value and gradient, exactly; the prior of a noise level stays in the density."""
+    model = bdl.BayesianNetwork(
+        nn.Linear(3, 1).to(DOUBLE), bdl.priors.Normal(PRIOR), bdl.likelihoods.Gaussian(noise=noise)
+    )
+    target = objective(model, data(linear), kind)
+    dim, seen = len(target.random), {}
+    evaluate = target.density.value_and_grad
+
+    def spy(*given: Any, **more: Any) -> Any:
+        value, slopes = evaluate(*given, **more)
+        seen["value"] = value.clone()
+        return value, torch.zeros_like(slopes)
+
+    monkeypatch.setattr(target.density, "value_and_grad", spy)
+    mean, log_sd = torch.linspace(-0.5, 0.5, dim, dtype=DOUBLE), torch.linspace(-2.0, -0.5, dim, dtype=DOUBLE)
+    value, gradient = target.estimate(torch.cat([mean, log_sd]), target.noise(1, torch.Generator()), None)
+    q, prior = (torch.distributions.Normal(*law) for law in ((mean, log_sd.exp()), (0 * mean, 0 * mean + PRIOR)))
+    precision = torch.full((dim,), PRIOR**-2, dtype=DOUBLE)
+    if dim == 4:
+        expected = -torch.distributions.kl_divergence(q, prior).sum()
+        by_mean = -mean * precision
+    else:
+        precision[-1] = 0.0
+        expected = q.entropy().sum() - 0.5 * (precision * (2 * log_sd).exp()).sum()
+        by_mean = torch.zeros_like(mean)
+    torch.testing.assert_close(value - seen["value"], expected[None], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, torch.cat([by_mean, 1.0 - precision * (2 * log_sd).exp()]))
+
+
 @pytest.mark.parametrize(("kind", "falls"), [("local", True), ("flipout", True), ("reparameterisation", False)])
 def test_the_variance_falls_with_the_batch_where_rows_have_weights_of_their_own(
     linear: Any, kind: str, falls: bool
