@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from bayesdl.infer.swag import SWAG as SWAG
     from bayesdl.infer.variational import FullRankVI as FullRankVI
     from bayesdl.infer.variational import LowRankVI as LowRankVI
+    from bayesdl.infer.variational import MatrixNormalVI as MatrixNormalVI
     from bayesdl.infer.variational import MeanFieldVI as MeanFieldVI
     from bayesdl.infinite.methods import GP as GP
     from bayesdl.infinite.methods import NNGP as NNGP

@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "SVGD": "bayesdl.infer.svgd:SVGD",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
     "LowRankVI": "bayesdl.infer.variational:LowRankVI",
+    "MatrixNormalVI": "bayesdl.infer.variational:MatrixNormalVI",
     "FullRankVI": "bayesdl.infer.variational:FullRankVI",
     "IVON": "bayesdl.infer.ivon:IVON",
     "GuideVI": "bayesdl.infer.guide:GuideVI",

@@ -38,7 +38,7 @@ def variational_step(method: Any, x: Tensor, y: Tensor, replay: bool = False) ->
     problem = classifier(x, y)
     scale = problem.density.prior_scale
     begin = torch.cat(
-        [0.5 * scale * torch.randn_like(scale), method.family(len(scale)).start(0.1 * scale, torch.Generator())]
+        [0.5 * scale * torch.randn_like(scale), method.family(problem.density).start(0.1 * scale, torch.Generator())]
     )
     engine = method.engine(problem, 0, lambda: begin)
     if not replay:
@@ -62,6 +62,11 @@ def main() -> None:
         "MeanFieldVI": variational_step(bdl.MeanFieldVI(**settings), x, y),
         "MeanFieldVI, replayed": variational_step(bdl.MeanFieldVI(**settings), x, y, replay=True),
         "MeanFieldVI, reparameterisation": variational_step(bdl.MeanFieldVI(**plain), x, y),
+        "MeanFieldVI, local": variational_step(bdl.MeanFieldVI(**settings, estimator="local"), x, y),
+        "MeanFieldVI, local, replayed": variational_step(
+            bdl.MeanFieldVI(**settings, estimator="local"), x, y, replay=True
+        ),
+        "MeanFieldVI, flipout": variational_step(bdl.MeanFieldVI(**settings, estimator="flipout"), x, y),
         "IVON": variational_step(bdl.IVON(**settings), x, y),
     }
     taken = take_turns(candidates, options.rounds, options.calls, time.process_time)

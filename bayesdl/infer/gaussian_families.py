@@ -45,7 +45,11 @@ class Family(ABC):
 
     @abstractmethod
     def covariance(self, spread: Tensor) -> Covariance:
-        """S."""
+        """S, made quickly: for a step."""
+
+    def settled(self, spread: Tensor) -> Covariance:
+        """S as a posterior keeps it."""
+        return self.covariance(spread)
 
     @abstractmethod
     def half_log_det(self, spread: Tensor) -> Tensor:

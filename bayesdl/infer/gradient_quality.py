@@ -33,29 +33,35 @@ def gradient_quality(engine: GaussianEngine, parameters: Tensor, seed: int) -> d
         "signal", the length of the expected gradient: 0 at an optimum, so one far above noise / sqrt(20) means that the
         run was too short. "noise", the root of the total variance of one step's estimate, mini-batch and draws
         together. "snr", signal / noise. "draws", how many draws the estimate is worth: of the ELBO, the variance with
-        a single draw on the same mini-batch over that with all ``samples``; near 1 more samples buy nothing. Of the
-        bounds with alpha < 1, the effective size (sum w)^2 / sum w^2 of their weights.
+        a single draw (score function: twice that with two) on the same mini-batch over that with all ``samples``;
+        near 1 more samples buy nothing. Of the bounds with alpha < 1, the effective size (sum w)^2 / sum w^2 of their
+        weights.
     """
-    kl_weight = engine.kl_weight(engine.total)
+    objective, samples, kl_weight = engine.objective, engine.method.samples, engine.kl_weight(engine.total)
     stream = generator(seed, "gradient quality", device=parameters.device)
     order = DataOrder(engine.problem, engine.method.batch_size, 1, derive_seed(seed, "gradient quality"))
     state = order.init()
-    sd = engine.law(parameters).covariance.variances().sqrt()
+    sd = objective.law(parameters).covariance.variances().sqrt()
     unit = torch.cat([sd, torch.ones_like(parameters[len(sd) :])])
     whole, single, sizes = _Variance(), _Variance(), []
     for _ in range(REPEATS):
         rows, moved = order.next(state)
         state |= moved
         batch = None if rows is None else engine.problem.minibatch(rows[0])
-        noise = engine.noise(engine.method.samples, stream)
-        log_weights, gradient = engine.estimate(parameters, noise, batch, kl_weight)
+        noise = objective.noise(samples, stream)
+        log_weights, gradient = objective.estimate(parameters, noise, batch, kl_weight)
         whole.add(gradient * unit)
         if engine.method.alpha != 1:
             sizes.append(float(log_weights.softmax(0).square().sum().reciprocal()))
-        elif len(noise) > 1:
-            single.add(engine.estimate(parameters, noise[:1], batch, kl_weight)[1] * unit)
+        elif samples > objective.fewest:
+            single.add(
+                objective.estimate(parameters, objective.noise(objective.fewest, stream), batch, kl_weight)[1] * unit
+            )
     signal, variance = whole.signal(), whole.total()
-    draws = sum(sizes) / REPEATS if sizes else single.total() / variance if single.count and variance else 1.0
+    if sizes:
+        draws = sum(sizes) / REPEATS
+    else:
+        draws = objective.fewest * (single.total() / variance if single.count and variance else 1.0)
     return {
         "signal": signal,
         "noise": math.sqrt(variance),

@@ -19,7 +19,8 @@ from bayesdl.infer.optimisers import slots_like, update
 from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.infer.starts import start
 from bayesdl.infer.training import thinned
-from bayesdl.posterior.guide import Guide, GuidePosterior, guide_name, takes_start
+from bayesdl.posterior.guide import GuidePosterior
+from bayesdl.posterior.guide_program import Guide, guide_name, takes_start
 from bayesdl.posterior.problem import Problem
 
 FINAL_DRAWS = 200  # draws behind the ELBO that the posterior reports

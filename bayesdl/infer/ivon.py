@@ -13,8 +13,9 @@ from bayesdl.density import LogDensity
 from bayesdl.infer import method as check
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.gaussian_families import MeanField
+from bayesdl.infer.gaussian_vi import GaussianVI
+from bayesdl.infer.row_noise import KINDS
 from bayesdl.infer.schedules import Schedule
-from bayesdl.infer.variational import GaussianVI
 from bayesdl.infer.variational_engine import GaussianEngine
 from bayesdl.posterior.problem import Problem
 
@@ -43,6 +44,7 @@ class IVON(GaussianVI):
 
     name: ClassVar[str] = "IVON"
     takes_parameters: ClassVar[bool] = False
+    estimators: ClassVar[tuple[str, ...]] = (*GaussianVI.estimators, *KINDS)
 
     learning_rate: float | Schedule = 0.1
     curvature_rate: float = 0.02
@@ -59,14 +61,14 @@ class IVON(GaussianVI):
             return f"its steps are scaled by q's variances, and random={self.random!r} leaves points; use MeanFieldVI"
         return reason
 
-    def family(self, dim: int) -> MeanField:
+    def family(self, density: LogDensity) -> MeanField:
         """Independent coordinates."""
-        return MeanField(dim)
+        return MeanField(self.dim(density))
 
     def engine(self, problem: Problem, seed: int, begin: Callable[[], Tensor]) -> NaturalGradientEngine:
         """See the base class."""
         random = self.where_random(problem.density)
-        return NaturalGradientEngine(self, problem, random, self.family(len(random)), seed, begin)
+        return NaturalGradientEngine(self, problem, random, self.family(problem.density), seed, begin)
 
 
 @dataclass
@@ -80,7 +82,7 @@ class NaturalGradientEngine(GaussianEngine):
 
     def slots(self, parameters: Tensor) -> State:
         """See the base class."""
-        return {"momentum": torch.zeros_like(self.split(parameters)[0])}
+        return {"momentum": torch.zeros_like(self.objective.split(parameters)[0])}
 
     def move(self, state: State, gradient: Tensor) -> State:
         """One natural-gradient update.
@@ -89,8 +91,8 @@ class NaturalGradientEngine(GaussianEngine):
         1 + u + u^2 / 2.
         """
         step = state["step"]
-        mean, log_sd = self.split(state["parameters"])
-        slope, along = self.split(gradient)
+        mean, log_sd = self.objective.split(state["parameters"])
+        slope, along = self.objective.split(gradient)
         momentum = state["momentum"].lerp(slope, 1.0 - MOMENTUM)
         change = -self.method.curvature_rate * along
         log_sd = log_sd - 0.5 * torch.log1p(change + 0.5 * change.square())

@@ -1,199 +1,25 @@
-"""Variational inference with Gaussians: independent coordinates, low rank plus diagonal, and full covariance."""
+"""Variational inference with Gaussians: independent coordinates, low rank, matrix normal, and full covariance."""
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from bayesdl._rng import generator
 from bayesdl.density import LogDensity
 from bayesdl.density.sites import random_sites
 from bayesdl.errors import MethodError
 from bayesdl.infer import method as check
 from bayesdl.infer.gaussian_families import Family, FullRank, LowRankPlusDiagonal, MeanField
-from bayesdl.infer.gradient_quality import gradient_quality
+from bayesdl.infer.gaussian_vi import GaussianVI
 from bayesdl.infer.loop import Run
-from bayesdl.infer.method import Method, Work
-from bayesdl.infer.schedules import Schedule
-from bayesdl.infer.starts import start
-from bayesdl.infer.training import thinned
-from bayesdl.infer.variational_engine import GaussianEngine, standard_error
+from bayesdl.infer.matrix_normal import Independent, MatrixNormal
+from bayesdl.infer.row_noise import KINDS
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.covariance import MOST_DENSE
 from bayesdl.posterior.gaussian import GaussianPosterior
-from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
-
-FEWEST_DRAWS, MOST_DRAWS = 10, 200
-"""Draws behind the ELBO that the posterior reports: within these, as many as cost a fraction of the training."""
-ESTIMATORS = ("sticking", "reparameterisation")
-
-
-@dataclass(frozen=True)
-class GaussianVI(Method):
-    r"""Settings and fit of the methods that maximise the ELBO over Gaussians q in unconstrained coordinates.
-
-    ``ELBO = E_q[log p(z, y)] + H(q) = E_q[log p(y | z)] - KL(q || p)``. For T other than 1 the target is p(z, y)^(1/T),
-    as everywhere. ``pyro.param`` sites get a point. Draws of z come as antithetic pairs where the ELBO allows it.
-
-    The learning rate falls along a cosine, and the result is the mean of the parameters over the last quarter of the
-    steps, which takes most of the gradient noise out of it.
-
-    ``posterior.info`` tells the ELBO of the result and its Monte-Carlo error, the bound's estimates along the way, and
-    under "gradient" how good a step's gradient estimate is there (see ``gradient_quality``).
-
-    Args:
-        steps: updates.
-        batch_size: rows in a mini-batch; None takes all rows.
-        samples: draws of z for one gradient.
-        learning_rate: of Adam, in units of the unconstrained coordinates and of log sd; a number starts a cosine to
-            zero, a Schedule is taken as it is.
-        initial_scale: sd at the start, relative to the prior's at the coordinates where that is Gaussian; with
-            ``prior=`` it is the prior's.
-        random: names of the sites that are Gaussian, as patterns ("2.*"), one or several. All others get a point, the
-            mode of what is left: in unconstrained coordinates, with their prior. So a last layer alone can be random.
-        estimator: of the gradient. "sticking" differentiates log p - log q along the draws alone, without the score
-            (Roeder et al., 2017): it has no variance at all where q is the posterior. "reparameterisation" is the plain
-            one: the entropy, or the KL from a prior that is Gaussian in z, in closed form.
-        alpha: order of Renyi's divergence behind the bound ``log E[mean w^(1 - alpha)] / (1 - alpha)`` over ``samples``
-            draws with weights w = p/q (Li & Turner, 2016): 1 is the ELBO, 0 the importance-weighted bound (IWAE; Burda
-            et al., 2016). Smaller orders cover the posterior better. Takes all rows: of mini-batches these bounds would
-            be biased.
-        kl_weight: beta of the beta-VAE, ``E_q[log p(y | z)] - beta KL(q || p)``: a number, or a Schedule such as
-            ``schedules.Warmup(1000)``. What a weight other than 1 at the end finds is no approximation of the Bayesian
-            posterior, but of the one with ``likelihood_temperature=beta``. It needs a prior that is Gaussian in z.
-    """
-
-    takes_parameters: ClassVar[bool] = True
-
-    steps: int = 3000
-    batch_size: int | None = None
-    samples: int = 8
-    learning_rate: float | Schedule = 0.02
-    initial_scale: float = 0.1
-    random: str | tuple[str, ...] = "*"
-    estimator: str = "sticking"
-    alpha: float = 1.0
-    kl_weight: float | Schedule = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        check.whole(self.name, steps=self.steps, samples=self.samples)
-        check.whole_or_none(self.name, batch_size=self.batch_size)
-        check.rate(self.name, learning_rate=self.learning_rate, kl_weight=self.kl_weight)
-        check.positive(self.name, initial_scale=self.initial_scale)
-        check.one_of(self.name, ESTIMATORS, estimator=self.estimator)
-        if not isinstance(self.random, str):
-            object.__setattr__(self, "random", tuple(self.random))
-        check.share(self.name, alpha=self.alpha)
-        if self.alpha != 1 and (self.batch_size is not None or self.estimator != "sticking"):
-            raise MethodError(
-                f"{self.name}(alpha={self.alpha!r}) takes all rows (batch_size=None), because of mini-batches the "
-                "bound is biased, and estimator='sticking', which is its doubly reparameterised gradient."
-            )
-        if self.kl_weight != 1 and (self.alpha, self.temperature, self.likelihood_temperature) != (1, 1, 1):
-            raise MethodError(
-                f"{self.name}: kl_weight, a temperature and alpha are three ways to leave the Bayesian ELBO; use one. "
-                "A constant kl_weight=b finds the same as likelihood_temperature=b."
-            )
-
-    def applies_to(self, density: LogDensity) -> str | None:
-        """Why this method cannot be used on a density, or None if it can."""
-        try:
-            random = self.where_random(density)
-        except MethodError as error:
-            return str(error).rstrip(".")
-        if not bool(random.any()):
-            return f"of the sites that random={self.random!r} names none has a prior: there is nothing to be random"
-        if self.kl_weight != 1 and density.gaussian_prior() is None:
-            return (
-                "kl_weight needs a prior that is an independent Gaussian in unconstrained coordinates; a constant "
-                "kl_weight=b finds the same as likelihood_temperature=b, which takes any prior"
-            )
-        return super().applies_to(density)
-
-    def work(self, problem: Problem) -> Work:
-        """One gradient of all particles a step; the search for a start comes on top."""
-        return Work(self.samples, self.steps, 2, "and a short MAP to start from")
-
-    def where_random(self, density: LogDensity) -> Tensor:
-        """Which coordinates are Gaussian, booleans ``[D]``."""
-        found = torch.zeros(density.dim, dtype=torch.bool, device=density.device)
-        for site in random_sites(density.sites, self.random):
-            found[site.start : site.stop] = True
-        return found
-
-    @abstractmethod
-    def family(self, dim: int) -> Family:
-        """The family of Gaussians over ``dim`` random coordinates."""
-
-    def _fit(self, problem: Problem, run: Run) -> Posterior:
-        law, info = self.approximate(problem, run, lambda: self._start(problem, run))
-        return GaussianPosterior(problem, law, info)
-
-    def _start(self, problem: Problem, run: Run) -> Tensor:
-        """Mean at a mode, or as ``init`` says; small sd, so that the first gradients are those of training.
-
-        An earlier posterior as the prior has been through training: its own sd is where to go on.
-        """
-        mean = start(problem, run, 1, default="map", batch_size=self.batch_size)[0]
-        random = self.where_random(problem.density)
-        scale = self.initial_scale if problem.density.new_prior is None else 1.0
-        sd = scale * problem.density.prior_scale[random]
-        stream = generator(run.seed, "spread", device=sd.device)
-        return torch.cat([mean, self.family(len(sd)).start(sd, stream)])
-
-    def engine(self, problem: Problem, seed: int, begin: Callable[[], Tensor]) -> GaussianEngine:
-        """What runs the optimisation, from the parameters ``[P]`` that ``begin`` gives."""
-        random = self.where_random(problem.density)
-        return GaussianEngine(self, problem, random, self.family(int(random.sum())), seed, begin)
-
-    def approximate(self, problem: Problem, run: Run, begin: Callable[[], Tensor]) -> tuple[Normal, dict[str, Any]]:
-        """Run the optimisation.
-
-        Args:
-            problem: the model and the rows to condition on.
-            run: how to run.
-            begin: gives the parameters ``[P]`` to start from: the mean, then the family's spread.
-
-        Returns:
-            The Gaussian, and what to tell of the run.
-
-        Raises:
-            Divergence: the ELBO is not finite.
-        """
-        engine = self.engine(problem, run.seed, begin)
-        engine.expect()
-        state = run.drive(engine, problem.density)
-        if state["step"] == 0:
-            raise run.too_early("the first update")
-        parameters, stream = state["average"], generator(run.seed, "final ELBO", device=problem.density.device)
-        log_weights = engine.log_weights(parameters, engine.noise(self._final_draws(problem), stream))
-        elbo = float(log_weights.mean())
-        if not math.isfinite(elbo):
-            raise engine.diverged(state["step"])
-        info = {
-            "steps": state["step"],
-            "elbo": elbo,
-            "elbo_error": float(standard_error(log_weights, paired=self.alpha == 1)),
-            "elbo_trace": thinned(state["trace"][:1, : state["step"]])[0],
-            "elbo_trace_error": thinned(state["trace"][1:, : state["step"]])[0],
-            "gradient": gradient_quality(engine, parameters, run.seed),
-            "execution": problem.density.execution,
-        }
-        return engine.law(parameters), info
-
-    def _final_draws(self, problem: Problem) -> int:
-        """A draw passes all rows once, without a gradient; so many that training passes them four times a draw."""
-        epochs = self.steps if self.batch_size is None else self.steps * self.batch_size // problem.n
-        return min(max(epochs * self.samples // 4, FEWEST_DRAWS), MOST_DRAWS)
 
 
 @dataclass(frozen=True)
@@ -209,10 +35,11 @@ class MeanFieldVI(GaussianVI):
 
     name: ClassVar[str] = "MeanFieldVI"
     learns_prior: ClassVar[bool] = True
+    estimators: ClassVar[tuple[str, ...]] = (*GaussianVI.estimators, *KINDS)
 
-    def family(self, dim: int) -> MeanField:
+    def family(self, density: LogDensity) -> MeanField:
         """Independent coordinates."""
-        return MeanField(dim)
+        return MeanField(self.dim(density))
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         return self._fit_with_learnt_prior(problem, run) if run.learn_prior else super()._fit(problem, run)
@@ -271,9 +98,43 @@ class LowRankVI(GaussianVI):
         super().__post_init__()
         check.whole(self.name, rank=self.rank)
 
-    def family(self, dim: int) -> LowRankPlusDiagonal:
+    def family(self, density: LogDensity) -> LowRankPlusDiagonal:
         """Low rank plus diagonal."""
-        return LowRankPlusDiagonal(dim, self.rank)
+        return LowRankPlusDiagonal(self.dim(density), self.rank)
+
+
+@dataclass(frozen=True)
+class MatrixNormalVI(GaussianVI):
+    """Maximises the ELBO over a matrix normal for each weight matrix (Louizos & Welling, 2016).
+
+    The settings are those of ``GaussianVI``. A site ``[O, ...]`` of two or more dimensions, such as the weight of a
+    linear or convolutional layer, is a matrix ``W [O, I]`` with ``cov(W) = U x V``, the outputs' dependence times the
+    inputs'; other sites have independent coordinates, and sites do not depend on each other. It takes O^2 + I^2 numbers
+    for O I weights, and a draw O I (O + I).
+    """
+
+    name: ClassVar[str] = "MatrixNormalVI"
+
+    def applies_to(self, density: LogDensity) -> str | None:
+        """Why this method cannot be used on a density, or None if it can."""
+        reason = super().applies_to(density)
+        if reason is None:
+            for part in self.family(density).parts:
+                if isinstance(part, MatrixNormal) and max(part.rows, part.columns) > MOST_DENSE:
+                    return (
+                        f"a weight of {part.rows} x {part.columns} has a covariance of its longer side of more than "
+                        f"{MOST_DENSE} numbers squared; use LowRankVI, or random='...' for smaller layers"
+                    )
+        return reason
+
+    def family(self, density: LogDensity) -> Independent:
+        """A family for each site."""
+        parts: list[Family] = []
+        for site in random_sites(density.sites, self.random):
+            rows = site.unconstrained_shape[0] if len(site.unconstrained_shape) > 1 else 1
+            columns = site.size // rows
+            parts.append(MatrixNormal(site.size, rows, columns) if min(rows, columns) > 1 else MeanField(site.size))
+        return Independent(self.dim(density), tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -288,7 +149,7 @@ class FullRankVI(GaussianVI):
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
-        count = int(self.where_random(density).sum())
+        count = self.dim(density)
         if count > MOST_DENSE:
             gigabytes = 8 * count**2 * density.dtype.itemsize / 2**30
             return (
@@ -297,6 +158,6 @@ class FullRankVI(GaussianVI):
             )
         return super().applies_to(density)
 
-    def family(self, dim: int) -> FullRank:
+    def family(self, density: LogDensity) -> FullRank:
         """All Gaussians."""
-        return FullRank(dim)
+        return FullRank(self.dim(density))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,15 +16,17 @@ import bayesdl as bdl
 from bayesdl._rng import generator
 from bayesdl.errors import MethodError
 from bayesdl.infer.gaussian_families import Family, FullRank, LowRankPlusDiagonal, MeanField
+from bayesdl.infer.matrix_normal import Independent, MatrixNormal
 from bayesdl.infer.schedules import Constant, Warmup
 from bayesdl.infer.variational import FullRankVI, GaussianVI, LowRankVI, MeanFieldVI
-from bayesdl.posterior.covariance import Dense
+from bayesdl.posterior.covariance import Dense, Diagonal, Kronecker
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import prepare
 
 DOUBLE = torch.float64
 FAMILIES: list[Family] = [MeanField(4), LowRankPlusDiagonal(4, 2), LowRankPlusDiagonal(4, 3), FullRank(4)]
+FAMILIES += [MatrixNormal(4, 2, 2), MatrixNormal(4, 4, 1), Independent(4, (MeanField(1), LowRankPlusDiagonal(3, 2)))]
 QUICK: dict[str, Any] = {"steps": 700, "learning_rate": 0.05}
 
 
@@ -70,6 +73,13 @@ def test_a_family_agrees_with_autograd(family: Family) -> None:
     expected = gradient(lambda s: (slopes * s.scaled(noise)).sum())
     found = family.pull(spread, noise, covariance.scaled(noise), slopes)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    rows = torch.randn(2, 4, generator=stream, dtype=DOUBLE)
+    for other in (covariance, family.settled(spread)):
+        torch.testing.assert_close(other.dense(), dense, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(other.solve(other.times(rows)), rows, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other.log_det(), torch.logdet(dense), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(other.variances(), dense.diag(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(other.precisions(), torch.linalg.inv(dense).diag(), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", [FullRankVI(**QUICK), LowRankVI(rank=3, **QUICK)], ids=["full", "rank 3"])
@@ -92,6 +102,65 @@ def test_mean_field_shrinks_to_the_inverse_of_the_diagonal_precision() -> None:
     torch.testing.assert_close(posterior.sd, sd, rtol=0.06, atol=0)
 
 
+def matrix_target(precision: Tensor, mean: Tensor) -> Any:
+    """A program with a site ``[2, 3]`` whose density is that Gaussian."""
+    shape = torch.distributions.transforms.ReshapeTransform((6,), (2, 3))
+
+    def model() -> None:
+        base = dist.MultivariateNormal(mean, precision_matrix=precision)
+        pyro.sample("w", dist.TransformedDistribution(base, [shape]))
+
+    return model
+
+
+def matrix_optimum(precision: Tensor) -> Tensor:
+    """Covariance of the matrix normal nearest in KL(q || p), by its stationarity conditions in turn.
+
+    ``U^-1 = (1/I) sum_jl P_.j.l V_jl`` and ``V^-1 = (1/O) sum_ik P_i.k. U_ik``.
+    """
+    weights, left, right = precision.numpy().reshape(2, 3, 2, 3), np.eye(2), np.eye(3)
+    for _ in range(200):
+        left = np.linalg.inv(np.einsum("ijkl,jl->ik", weights, right) / 3)
+        right = np.linalg.inv(np.einsum("ijkl,ik->jl", weights, left) / 2)
+    return torch.from_numpy(np.kron(left, right))
+
+
+@pytest.mark.parametrize("kronecker", [True, False])
+def test_a_matrix_normal_recovers_its_kind_and_else_its_own_optimum(kronecker: bool) -> None:
+    stream = generator(5, "matrix")
+    roots = [torch.randn(n, n, generator=stream, dtype=DOUBLE) + torch.eye(n, dtype=DOUBLE) for n in (2, 3, 6)]
+    left, right, whole = (root @ root.mT + 0.3 * torch.eye(len(root), dtype=DOUBLE) for root in roots)
+    precision = torch.kron(left, right) if kronecker else whole
+    mean = torch.linspace(-1, 1, 6, dtype=DOUBLE)
+    model = matrix_target(precision, mean)
+    posterior = bdl.MatrixNormalVI(steps=1200, learning_rate=0.05).fit(model, {}, progress=False)
+    assert [type(block) for block in posterior.law.covariance.blocks] == [Kronecker]
+    truth = Normal(mean, Dense.of(torch.linalg.inv(precision)))
+    best = float(Normal(mean, Dense.of(matrix_optimum(precision))).kl(truth))
+    independent = float(Normal(mean, Diagonal(precision.diag().rsqrt())).kl(truth))
+    assert best == pytest.approx(0.0, abs=1e-9) if kronecker else best > 0.1
+    assert independent > 0.1
+    found = float(posterior.law.kl(truth))
+    assert best - 1e-9 < found < best + (1e-5 if kronecker else 0.005)
+    assert posterior.info["elbo"] == pytest.approx(-found, abs=1e-5 + 4 * posterior.info["elbo_error"])
+
+
+def test_a_matrix_normal_for_every_weight_and_the_rest_independent(tmp_path: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 1))
+    model = bdl.BayesianNetwork(net, likelihood=bdl.likelihoods.Gaussian(noise=0.3))
+    stream = torch.Generator().manual_seed(0)
+    pair = torch.randn(20, 1, 3, 3, generator=stream), torch.randn(20, 1, generator=stream)
+    posterior = bdl.MatrixNormalVI(steps=30, batch_size=7).fit(model, pair, progress=False)
+    kinds = [type(block) for block in posterior.law.covariance.blocks]
+    assert kinds == [Kronecker, Diagonal, Diagonal, Diagonal]  # a single output has a plain vector of weights
+    loaded = bdl.load(posterior.save(tmp_path / "saved"))
+    assert torch.equal(loaded.unconstrained_draws(3), posterior.unconstrained_draws(3))
+    prior = posterior.problem.density.gaussian_prior()
+    ours = torch.distributions.MultivariateNormal(posterior.mean.double(), posterior.law.covariance.double().dense())
+    theirs = torch.distributions.MultivariateNormal(prior[0].double(), torch.diag(prior[1].double() ** 2))
+    assert posterior.kl() == pytest.approx(float(torch.distributions.kl_divergence(ours, theirs)), rel=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [None, 10])
 def test_conjugate_regression_and_its_evidence(linear: Any, batch_size: int | None) -> None:
     posterior = FullRankVI(steps=800, batch_size=batch_size).fit(linear.model, linear.data, progress=False)
@@ -109,7 +178,7 @@ def at_optimum(linear: Any, **settings: Any) -> tuple[Any, Tensor]:
     mean, precision = linear.posterior()
     root = torch.linalg.cholesky(torch.linalg.inv(precision))
     sd = root.diag()
-    return work, torch.cat([mean, sd.log(), (root / sd[:, None]).tril(-1).reshape(-1)])
+    return work.objective, torch.cat([mean, sd.log(), (root / sd[:, None]).tril(-1).reshape(-1)])
 
 
 def test_sticking_the_landing_has_no_variance_where_q_is_the_posterior(linear: Any) -> None:
@@ -125,25 +194,76 @@ def test_sticking_the_landing_has_no_variance_where_q_is_the_posterior(linear: A
     assert (gradients.mean(0).abs() < 4.5 * gradients.std(0) / math.sqrt(50) + 1e-12).all()
 
 
-@pytest.mark.parametrize("estimator", ["sticking", "reparameterisation"])
-@pytest.mark.parametrize("family", [MeanFieldVI, LowRankVI, FullRankVI])
+@pytest.mark.parametrize("method", [LowRankVI, FullRankVI])
+def test_the_score_function_is_unbiased_and_its_baseline_takes_out_variance(linear: Any, method: Any) -> None:
+    """Against the path's gradient, which other tests hold to the closed form; and against no baseline at all."""
+    problem = prepare(linear.model, linear.data)
+    work = method(estimator="score", samples=4).engine(problem, 0, lambda: None).objective
+    mean, precision = linear.posterior()
+    spread = work.family.start(1.4 * precision.diag().rsqrt(), generator(2, "start"))
+    parameters = torch.cat([mean + 0.5 * precision.diag().rsqrt(), spread])
+    noise = work.normals(4800, generator(1, "score")).reshape(1200, 4, -1)
+    found = [work.estimate(parameters, e, None) for e in noise]
+    values, gradients = (torch.stack(part) for part in zip(*found, strict=True))
+    path = method(estimator="reparameterisation").engine(problem, 0, lambda: None).objective
+    along = torch.stack([path.estimate(parameters, e, None)[1] for e in noise.flatten(0, 1).split(12)])
+    error = (gradients.var(0) / len(gradients) + along.var(0) / len(along)).sqrt()
+    assert ((gradients.mean(0) - along.mean(0)).abs() < 4.5 * error + 1e-12).all()
+    # Without a baseline: sum_s f_s grad log q(z_s) / S.
+    covariance = work.family.covariance(spread)
+    plain = (values[..., None] * covariance.solve(covariance.scaled(noise.flatten(0, 1))).reshape(1200, 4, 3)).mean(1)
+    assert (gradients[:, :3].var(0) < 0.1 * plain.var(0)).all()
+    assert (gradients[:, :3].var(0) > 3 * along[:, :3].var(0)).all()  # of 4 draws, and of 12
+
+
+def test_the_score_function_has_no_variance_where_q_is_the_posterior(linear: Any) -> None:
+    work, parameters = at_optimum(linear, estimator="score")
+    noise = work.normals(8, generator(1, "score"))
+    assert work.estimate(parameters, noise, None)[1].abs().max() < 1e-8
+
+
+def test_the_score_function_fits_a_density_with_a_step(linear: Any) -> None:
+    """The likelihood sees the sign of z alone: paths have no slope there, and end at the prior."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 1.0))
+        pyro.sample("y", dist.Normal((z > 0).to(z.dtype), 0.5), obs=torch.tensor(1.3, dtype=DOUBLE))
+
+    settings: dict[str, Any] = {"steps": 800, "samples": 32, "learning_rate": 0.05, "initial_scale": 1.0}
+    found = MeanFieldVI(estimator="score", **settings).fit(model, {}, progress=False)
+    wrong = MeanFieldVI(estimator="reparameterisation", **settings).fit(model, {}, progress=False)
+
+    def elbo(m: Tensor, s: Tensor) -> Tensor:
+        above = torch.special.ndtr(m / s)
+        fit = above * (-0.5 * (0.3 / 0.5) ** 2) + (1 - above) * (-0.5 * (1.3 / 0.5) ** 2)
+        return fit - 0.5 * (m**2 + s**2 - 1) + s.log()
+
+    grid = torch.cartesian_prod(torch.linspace(-1, 3, 401, dtype=DOUBLE), torch.linspace(0.2, 1.5, 261, dtype=DOUBLE))
+    m, s = grid[elbo(*grid.T).argmax()]
+    assert float(found.mean[0]) == pytest.approx(float(m), abs=0.05)
+    assert float(found.sd[0]) == pytest.approx(float(s), abs=0.05)
+    assert abs(float(wrong.mean[0])) < 0.01 < float(m) - 0.5
+
+
+@pytest.mark.parametrize("estimator", ["sticking", "reparameterisation", "score"])
+@pytest.mark.parametrize("family", [MeanFieldVI, LowRankVI, FullRankVI, bdl.MatrixNormalVI])
 def test_mini_batches_of_an_epoch_average_to_the_full_gradient(linear: Any, family: Any, estimator: str) -> None:
     problem = prepare(linear.model, linear.data)
     work = family(estimator=estimator).engine(problem, 0, lambda: None)
     stream = generator(1, "parameters")
     parameters = 0.1 * torch.randn(3 + work.family.size, generator=stream, dtype=DOUBLE)
-    noise = work.noise(4, stream)
+    noise = work.objective.noise(4, stream)
     parts = torch.arange(100).split(20)
-    split = [work.estimate(parameters, noise, problem.minibatch(rows)) for rows in parts]
-    whole = work.estimate(parameters, noise, None)
+    split = [work.objective.estimate(parameters, noise, problem.minibatch(rows)) for rows in parts]
+    whole = work.objective.estimate(parameters, noise, None)
     for k in range(2):
         torch.testing.assert_close(torch.stack([pair[k] for pair in split]).mean(0), whole[k], rtol=1e-9, atol=1e-9)
     # Twice the data is twice the log likelihood: the KL counts once, whatever N.
     double = prepare(linear.model, tuple(torch.cat([part, part]) for part in linear.data))
-    twice = family(estimator=estimator).engine(double, 0, lambda: None).estimate(parameters, noise, None)
+    twice = family(estimator=estimator).engine(double, 0, lambda: None).objective.estimate(parameters, noise, None)
     tempered = prepare(linear.model, linear.data, likelihood_temperature=0.5)
     other = family(estimator=estimator, likelihood_temperature=0.5).engine(tempered, 0, lambda: None)
-    half = other.estimate(parameters, noise, None)
+    half = other.objective.estimate(parameters, noise, None)
     torch.testing.assert_close(twice[0], half[0], rtol=1e-10, atol=0)
     torch.testing.assert_close(twice[1], half[1], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(twice[1], whole[1], rtol=0.1)
@@ -163,10 +283,10 @@ def test_weighted_bounds_and_their_gradient_agree_with_autograd_on_average(linea
     log_weights = exact.log_prob(z) - q.log_prob(z).sum(-1)
     bounds = (torch.logsumexp((1 - alpha) * log_weights, 1) - math.log(4)) / (1 - alpha)
     expected = torch.autograd.grad(bounds.mean(), leaf)[0]
-    found = [work.estimate(parameters, part, None) for part in noise[:2_000]]
+    found = [work.objective.estimate(parameters, part, None) for part in noise[:2_000]]
     gradients = torch.stack([gradient for _, gradient in found])
     assert ((gradients.mean(0) - expected).abs() < 5 * gradients.std(0) / math.sqrt(2_000)).all()
-    ours = torch.stack([work.bound(values)[0] for values, _ in found]) - linear.log_evidence()
+    ours = torch.stack([work.objective.bound(values)[0] for values, _ in found]) - linear.log_evidence()
     torch.testing.assert_close(ours, bounds[:2_000].detach(), rtol=0, atol=1e-9)
 
 
@@ -203,7 +323,7 @@ def test_warm_up_of_the_kl_ends_at_the_elbo(linear: Any) -> None:
     assert MeanFieldVI.from_settings(posterior.info["settings"]) == method
     work = MeanFieldVI(kl_weight=Warmup(10)).engine(prepare(linear.model, linear.data), 0, lambda: None)
     parameters, noise = torch.zeros(6, dtype=DOUBLE), torch.ones(2, 3, dtype=DOUBLE)
-    gradients = [work.estimate(parameters, noise, None, weight)[1] for weight in (0.0, 0.5, 1.0)]
+    gradients = [work.objective.estimate(parameters, noise, None, weight)[1] for weight in (0.0, 0.5, 1.0)]
     torch.testing.assert_close((gradients[0] + gradients[2]) / 2, gradients[1])
     # Without the KL it is the likelihood's own gradient.
     z = parameters[:3] + noise
@@ -321,7 +441,9 @@ def test_importance_refusals(linear: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"estimator": "score"}, "estimator='score'"),
+        ({"estimator": "pathwise"}, "estimator='pathwise'"),
+        ({"estimator": "score", "samples": 1}, "at least 2"),
+        ({"estimator": "score", "kl_weight": 2.0}, "likelihood_temperature"),
         ({"alpha": 2.0}, r"alpha=2\.0"),
         ({"alpha": 0.5, "batch_size": 3}, "mini-batches"),
         ({"alpha": 0.5, "estimator": "reparameterisation"}, "doubly reparameterised"),
@@ -350,6 +472,8 @@ def test_refusals(linear: Any) -> None:
         MeanFieldVI().fit(parameters_only, linear.data)
     with pytest.raises(MethodError, match="likelihood_temperature=b, which takes any prior"):
         MeanFieldVI(kl_weight=2.0).fit(target()[0], {})
+    with pytest.raises(MethodError, match="no slope by which a point"):
+        MeanFieldVI(estimator="score", random="first").fit(two_sites(linear), linear.data)
     with pytest.raises(MethodError, match="cannot have points"):
         MeanFieldVI(random="first").fit(two_sites(linear), linear.data, prior_rows=0.5)
 

@@ -370,3 +370,74 @@ def test_stopped_fit_resumes_bit_for_bit(linear: Any, tmp_path: Path, guide: Any
     assert resumed.info["elbo_trace"] == whole.info["elbo_trace"]
     assert resumed.info["gradients_here"] < resumed.info["gradients"]
     assert not torch.equal(method.fit(linear.model, linear.data, seed=5).tensors()["check"], whole.tensors()["check"])
+
+
+# -- flows, mixtures, amortised guides -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_flow_fits_a_bent_density_where_no_gaussian_does() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("w", dist.Normal(z.square(), 0.5))
+
+    spline = functools.partial(dist.transforms.iterated, 1, dist.transforms.spline_autoregressive)
+    flow = functools.partial(autoguide.AutoNormalizingFlow, init_transform_fn=spline)
+    gauss = GuideVI("AutoMultivariateNormal", steps=300, learning_rate=0.03).fit(model, {})
+    bent = GuideVI(flow, steps=300, samples=4, learning_rate=0.03).fit(model, {})
+    assert gauss.info["elbo"] < -0.4
+    assert -0.25 < bent.info["elbo"] < 4 * bent.info["elbo_error"]
+
+
+def test_a_mixture_fits_two_modes_where_a_gaussian_loses_one() -> None:
+    """The modes are close: the weights of far ones have no usable slope along draws, whatever the guide."""
+    weights, places, scales = (torch.tensor(v, dtype=DOUBLE) for v in ([0.7, 0.3], [-1.2, 1.2], [0.6, 0.8]))
+
+    def model() -> None:
+        pyro.sample("z", dist.MixtureOfDiagNormals(places[:, None], scales[:, None], weights.log()))
+
+    def mixture() -> None:
+        logits = pyro.param("logits", lambda: torch.zeros(2, dtype=DOUBLE))
+        locs = pyro.param("locs", lambda: torch.tensor([[-1.0], [1.0]], dtype=DOUBLE))
+        sd = pyro.param("sd", lambda: torch.ones(2, 1, dtype=DOUBLE), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.MixtureOfDiagNormals(locs, sd, logits))
+
+    posterior = GuideVI(mixture, steps=250, samples=2, learning_rate=0.05).fit(model, {})
+    assert -0.08 < posterior.info["elbo"] < 4 * posterior.info["elbo_error"]
+    assert float(posterior.parameters["logits"].softmax(0)[0]) == pytest.approx(0.7, abs=0.12)
+    gauss = bdl.FullRankVI(steps=300).fit(model, {}, progress=False)
+    assert gauss.info["elbo"] < -0.18
+
+
+class Encoder(PyroModule):
+    """One map from a row's data to the law of the row's latent, for all rows."""
+
+    def __init__(self) -> None:
+        super().__init__("encoder")
+        self.line = torch.nn.Linear(1, 1).double()
+        self.scale = PyroParam(torch.tensor(1.0, dtype=DOUBLE), constraint=dist.constraints.positive)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        assert y is not None
+        with pyro.plate("data", len(x)):
+            pyro.sample("theta", dist.Normal(self.line(y[:, None])[:, 0], self.scale))
+
+
+def test_an_amortised_guide_for_latents_of_rows_is_exact_where_its_map_can_be(linear: Any) -> None:
+    """theta_i ~ N(0.5, 1), y_i ~ N(theta_i, 0.7^2): a posterior mean that is linear in y_i, and one sd."""
+    y = linear.y[:30]
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            theta = pyro.sample("theta", dist.Normal(torch.tensor(0.5, dtype=DOUBLE), 1.0))
+            pyro.sample("y", dist.Normal(theta, 0.7), obs=y)
+
+    posterior = GuideVI(Encoder(), steps=400, samples=1, learning_rate=0.05).fit(model, (linear.x[:30], y))
+    weight = 1 / 0.49 / (1 + 1 / 0.49)
+    found = posterior.parameters
+    assert float(found["encoder.line$$$weight"]) == pytest.approx(weight, abs=0.02)
+    assert float(found["encoder.line$$$bias"]) == pytest.approx((1 - weight) * 0.5, abs=0.03)
+    assert float(found["encoder.scale"].exp()) == pytest.approx((1 - weight) ** 0.5, rel=0.05)
+    evidence = float(torch.distributions.Normal(0.5, 1.49**0.5).log_prob(y).sum())
+    assert posterior.info["elbo"] == pytest.approx(evidence, abs=0.3)
+    assert posterior.info["elbo"] < evidence + 4 * posterior.info["elbo_error"]

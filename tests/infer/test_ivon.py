@@ -24,8 +24,8 @@ def test_one_update_is_the_papers(linear: Any) -> None:
     start = torch.tensor([0.3, -1.0, 0.5, -1.5, -1.5, -1.5], dtype=DOUBLE)
     work = method.engine(prepare(linear.model, linear.data), 0, lambda: start)
     state = {"step": 0} | work.init()
-    noise = work.noise(3, torch.Generator().manual_seed(5))
-    gradient = work.estimate(state["parameters"], noise, None)[1]
+    noise = work.objective.noise(3, torch.Generator().manual_seed(5))
+    gradient = work.objective.estimate(state["parameters"], noise, None)[1]
     found = work.move(state, gradient)["parameters"]
 
     x, y, eps = linear.x.numpy(), linear.y.numpy(), noise.numpy()

@@ -117,8 +117,8 @@ def test_gradient_is_unbiased_with_and_without_mini_batches(linear: Any, tempera
     parameters = torch.cat([mean + 0.1, sd.log()])
     exact = torch.cat([-precision @ (parameters[:3] - mean), 1 - precision.diag() * sd**2])
     noise = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    elbo, gradient = work.estimate(parameters, noise, None)
-    parts = torch.stack([work.estimate(parameters, part, None)[1] for part in noise.split(500)])
+    elbo, gradient = work.objective.estimate(parameters, noise, None)
+    parts = torch.stack([work.objective.estimate(parameters, part, None)[1] for part in noise.split(500)])
     error = parts.std(0) / math.sqrt(len(parts))
     assert ((gradient - exact).abs() < 4.5 * error + 1e-9).all()
     if temperature == 1.0:
@@ -127,8 +127,8 @@ def test_gradient_is_unbiased_with_and_without_mini_batches(linear: Any, tempera
         expected = linear.log_evidence() - float(torch.distributions.kl_divergence(q, p))
         assert abs(float(elbo.mean()) - expected) < 4.5 * float(elbo.std()) / math.sqrt(len(elbo))
     batches = torch.randperm(100, generator=torch.Generator().manual_seed(2)).split(10)
-    split = [work.estimate(parameters, noise[:100], work.problem.minibatch(rows)) for rows in batches]
-    whole = work.estimate(parameters, noise[:100], None)
+    split = [work.objective.estimate(parameters, noise[:100], work.problem.minibatch(rows)) for rows in batches]
+    whole = work.objective.estimate(parameters, noise[:100], None)
     torch.testing.assert_close(torch.stack([value for value, _ in split]).mean(0), whole[0], rtol=1e-9, atol=0)
     torch.testing.assert_close(torch.stack([grad for _, grad in split]).mean(0), whole[1], rtol=1e-9, atol=1e-9)
 
@@ -139,7 +139,7 @@ def test_sticking_lowers_the_variance_near_the_optimum(linear: Any) -> None:
     noise = torch.randn(4_000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     spread = {}
     for estimator in ("sticking", "reparameterisation"):
-        work = engine(linear, estimator=estimator)
+        work = engine(linear, estimator=estimator).objective
         values, gradients = zip(*[work.estimate(parameters, row, None) for row in noise.split(1)], strict=True)
         spread[estimator] = torch.stack(gradients).var(0), torch.cat(values).var()
     assert (spread["sticking"][0] < 0.6 * spread["reparameterisation"][0]).all()
