@@ -115,7 +115,7 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     failed = "".join(f"\n{r['method']} failed: {r['failed']}\n" for r in results if "failed" in r)
     mixing = f"R-hat of the reference's function values on the test rows: {results[0]['rhat']:.3f} at most.\n"
-    return f"# Cheap posteriors beside long chains\n\n{preface(__doc__)}\n\n{markdown(COLUMNS, rows)}\n{mixing}{failed}"
+    return f"## Cheap posteriors beside long chains\n\n{preface(__doc__)}\n\n{markdown(COLUMNS, rows)}\n{mixing}{failed}"
 
 
 if __name__ == "__main__":

@@ -110,12 +110,12 @@ def one(
 
 def table(results: list[dict[str, Any]]) -> str:
     """One block a set."""
-    blocks = [f"# Cheap posteriors on images\n\n{preface(__doc__)}\n"]
+    blocks = [f"## Cheap posteriors on images\n\n{preface(__doc__)}\n"]
     for name, others in FOREIGN.items():
         detections = [f"AUROC {other}: total, epistemic" for other in others]
         columns = ["method", "NLL", "accuracy", "ECE", *detections, "s", "s tuning", "s predicting", "chosen"]
         rows = [line(r, others) for r in results if r["set"] == name]
-        blocks.append(f"## {name}\n\n{markdown(columns, rows)}")
+        blocks.append(f"### {name}\n\n{markdown(columns, rows)}")
     return "\n".join(blocks)
 
 

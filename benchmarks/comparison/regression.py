@@ -115,12 +115,12 @@ def one(data: bdl.Dataset, choices: list[Candidate], split: int) -> dict[str, An
 
 def table(results: list[dict[str, Any]]) -> str:
     """Means and standard errors over the splits, beside the published figures."""
-    blocks = [f"# Cheap posteriors on UCI regression\n\n{preface(__doc__)}\n"]
+    blocks = [f"## Cheap posteriors on UCI regression\n\n{preface(__doc__)}\n"]
     for name in SETS:
         mine = [r for r in results if r["set"] == name]
         methods = dict.fromkeys(r["method"] for r in mine)
         rows = [line(name, method, [r for r in mine if r["method"] == method], mine) for method in methods]
-        blocks.append(f"## {name}\n\n{markdown(COLUMNS, rows)}")
+        blocks.append(f"### {name}\n\n{markdown(COLUMNS, rows)}")
     return "\n".join(blocks)
 
 
