@@ -14,29 +14,34 @@ import torch
 from torch import Tensor
 
 Slots = dict[str, Tensor]
-Update = Callable[[Tensor, Slots, int], tuple[Tensor, Slots]]
+Update = Callable[[Tensor, Tensor, Slots, int, float], tuple[Tensor, Slots]]
+
+# Of large tensors every pass through memory and every new one is felt: as few of both as there can be.
 
 
-def _adam(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
+def _adam(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> tuple[Tensor, Slots]:
     """Adam (Kingma & Ba, 2015, algorithm 1) with beta = (0.9, 0.999), eps = 1e-8; bias correction from step 1."""
     first = slots["first"].lerp(gradient, 0.1)
     second = slots["second"].mul(0.999).addcmul_(gradient, gradient, value=0.001)
-    # Both bias corrections in the divisor, in place: of large tensors every pass through memory is felt.
-    bias = 1 - 0.9 ** (step + 1)
-    scale = second.sqrt().mul_(bias / math.sqrt(1 - 0.999 ** (step + 1))).add_(1e-8 * bias)
-    return torch.div(first, scale, out=scale), {"first": first, "second": second}
+    # m / (1 - 0.9^t) / (sqrt(v / (1 - 0.999^t)) + eps), the second bias correction taken out of the root.
+    root = math.sqrt(1 - 0.999 ** (step + 1))
+    scale = second.sqrt().add_(1e-8 * root)
+    return torch.addcdiv(z, first, scale, value=-rate * root / (1 - 0.9 ** (step + 1))), {
+        "first": first,
+        "second": second,
+    }
 
 
-def _rmsprop(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
-    """RMSprop (Tieleman & Hinton, 2012) with decay 0.99, eps = 1e-8."""
+def _rmsprop(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> tuple[Tensor, Slots]:
+    """RMSprop (Tieleman & Hinton, 2012) with decay 0.99, eps = 1e-8 beside the root."""
     second = slots["second"].mul(0.99).addcmul_(gradient, gradient, value=0.01)
-    return gradient / second.sqrt().add_(1e-8), {"second": second}
+    return torch.addcdiv(z, gradient, second.sqrt().add_(1e-8), value=-rate), {"second": second}
 
 
-def _sgd(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
+def _sgd(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> tuple[Tensor, Slots]:
     """Stochastic gradient descent with heavy-ball momentum 0.9 (Polyak, 1964)."""
     first = slots["first"].mul(0.9).add_(gradient)
-    return first, {"first": first}
+    return torch.add(z, first, alpha=-rate), {"first": first}
 
 
 OPTIMISERS: dict[str, tuple[Update, tuple[str, ...]]] = {
@@ -51,18 +56,22 @@ def slots_like(name: str, z: Tensor) -> Slots:
     return {f"slot.{slot}": z.new_zeros(z.shape) for slot in OPTIMISERS[name][1]}
 
 
-def update(name: str, gradient: Tensor, state: dict[str, Tensor], step: int) -> tuple[Tensor, Slots]:
+def update(
+    name: str, z: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, rate: float
+) -> tuple[Tensor, Slots]:
     """One update.
 
     Args:
         name: key of ``OPTIMISERS``.
-        gradient: of the loss, any shape.
+        z: what is optimised, any shape.
+        gradient: of the loss, of the same shape.
         state: holds the slots that ``slots_like`` made.
         step: number of updates before this one.
+        rate: the learning rate.
 
     Returns:
-        The direction, to be multiplied by minus the learning rate, and the new slots.
+        The new z, and the new slots.
     """
     function, names = OPTIMISERS[name]
-    direction, slots = function(gradient, {slot: state[f"slot.{slot}"] for slot in names}, step)
-    return direction, {f"slot.{slot}": value for slot, value in slots.items()}
+    moved, slots = function(z, gradient, {slot: state[f"slot.{slot}"] for slot in names}, step, rate)
+    return moved, {f"slot.{slot}": value for slot, value in slots.items()}

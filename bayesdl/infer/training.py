@@ -88,14 +88,14 @@ class TrainingEngine(Engine):
         step, n = state["step"], self.problem.density.n or 1
         rows, moved = self.order.next(state)
         value, gradient = self.value_and_grad(state["z"], self.batch(state, rows))
-        loss, gradient = -value / n, -gradient / n
+        loss, gradient = value / -n, gradient / -n
         rate = self.rate(step)
         self._require_finite(loss, gradient, step, rate)
         if self.method.clip_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
-        direction, slots = update(self.method.optimizer, gradient, state, step)
-        new = state | moved | slots | {"z": torch.add(state["z"], direction, alpha=-rate)}
+        z, slots = update(self.method.optimizer, state["z"], gradient, state, step, rate)
+        new = state | moved | slots | {"z": z}
         new["trace"][:, step] = loss
         return new
 
