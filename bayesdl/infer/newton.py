@@ -26,7 +26,9 @@ MOST_PRODUCTS = 100
 """Hessian products in one step at most."""
 ACCURACY = 1e-6
 """Of the linear system of a step, relative to the gradient: on a quadratic one step is then all that it takes."""
-FIRST_RADIUS, LARGEST_RADIUS = 10.0, 1e6
+PROGRESS = 5e-4
+"""Relative fall of the quadratic per product, over a tenth of the products and at least ten, below which it is left."""
+FIRST_RADIUS, LARGEST_RADIUS = 4.0, 1e6
 """Of the trust region, in prior standard deviations where the prior is Gaussian."""
 
 CURVATURES: dict[str, Curvature] = {"newton": hessian_products, "gauss_newton": fisher_products}
@@ -51,7 +53,8 @@ def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> t
     residual, image = gradient, torch.zeros_like(gradient)  # image is H p
     square = _dot(residual, residual)
     goal, active = ACCURACY**2 * square, square > 0
-    for _ in range(min(MOST_PRODUCTS, 2 * gradient.shape[1])):
+    falls: list[Tensor] = []
+    for k in range(min(MOST_PRODUCTS, 2 * gradient.shape[1])):
         if not bool(active.any()):
             break
         curved = product(along)
@@ -67,9 +70,13 @@ def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> t
         residual = residual + size * curved
         fresh = _dot(residual, residual)
         active = active & ~leaves & (fresh > goal)
+        falls.append(-(_dot(gradient, point) + 0.5 * _dot(point, image)))
+        last = max(10, k // 10)
+        if k >= last:
+            active = active & (falls[-1] - falls[-1 - last] >= last * PROGRESS * falls[-1])
         along = torch.where(active[:, None], -residual + (fresh / square)[:, None] * along, along)
         square = fresh
-    return point, -(_dot(gradient, point) + 0.5 * _dot(point, image))
+    return point, falls[-1] if falls else torch.zeros_like(square)
 
 
 @dataclass

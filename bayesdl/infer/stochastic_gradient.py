@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -14,6 +14,7 @@ from bayesdl._rng import generator
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.kernel import ValueAndGrad
+from bayesdl.infer.method import Work
 
 OnRows = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """Value ``[C]`` and gradient ``[C, D]`` at ``z [C, D]`` on the rows ``[C, B]``, or on all of them, with N/B in both."""
@@ -134,6 +135,17 @@ class SAGA(PlainGradient):
 def blocks_of(rows: int, batch_size: int | None) -> int:
     """Blocks K of SAGA's table."""
     return -(-rows // (batch_size or rows))
+
+
+def with_variate(work: Work, gradient: Gradient, rows: int, batch_size: int) -> Work:
+    """What a fit with mini-batches evaluates and keeps, once its control variate is counted."""
+    if gradient == "svrg":
+        note = "counts three gradients a step: two on the batch, one of all rows an epoch"
+        return replace(work, calls=3 * work.calls, note=note)
+    if gradient == "saga":
+        table = work.chains * blocks_of(rows, batch_size)
+        return replace(work, draws=work.draws + table, note=f"memory includes SAGA's table of {table} gradients")
+    return work
 
 
 ESTIMATES: dict[str, Callable[[DataOrder, OnRows], PlainGradient]] = {
