@@ -88,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     space = road(times, best)
     found = {"filter": space.filter(x), "smoother": space.smooth(x)}
     rows = {name: scores(states, truth, missing) for name, states in found.items()}
-    print(render(f"position, with acceleration {best:.2f} by the evidence (the truth: {ACCELERATION})",
-                 ["", *rows["filter"]], [[name, *(f"{v:.2f}" for v in row.values())] for name, row in rows.items()]))  # fmt: skip
+    title = f"position, with acceleration {best:.2f} by the evidence (the truth: {ACCELERATION})"
+    cells = [[name, *(f"{value:.2f}" for value in row.values())] for name, row in rows.items()]
+    print(render(title, ["", *rows["filter"]], cells))
 
     figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
     path, strength = figure.subplots(1, 2, width_ratios=(3, 1))

@@ -137,8 +137,8 @@ class GuideEngine(Engine):
                 f"{rate:.3g}); try learning_rate={rate / 10:.1g}, a narrower start of the guide, or check the data's "
                 "scale."
             )
-        parameters, slots = update("adam", parameters, -gradient, state, step, rate)
-        new = state | slots | {"parameters": parameters}
+        direction, slots = update("adam", -gradient, state, step)
+        new = state | slots | {"parameters": parameters - rate * direction}
         new["trace"][step] = elbo.mean()
         tail = max(step + 1 - self.total * 3 // 4, 1)
         new["average"] = state["average"].lerp(new["parameters"], 1 / tail)

@@ -49,8 +49,8 @@ class MCDropout(Optimiser):
     Cost: one training, with as many uniform numbers a row and step as there are units behind dropout modules.
 
     Args:
-        steps: as in ``MAP``, like all settings. The optimisers that take all rows at every step and the control variates
-            of ``gradient=`` need a loss that is not random, and are left out.
+        steps: as in ``MAP``, like all settings. The optimisers that take all rows at every step and the control
+            variates of ``gradient=`` need a loss that is not random, and are left out.
     """
 
     name: ClassVar[str] = "MCDropout"

@@ -1,8 +1,9 @@
 """Newton's method, Gauss-Newton and natural gradients without matrices: conjugate gradients inside a trust region.
 
-The trust region is what damps: its step solves ``(C + lambda S^-2) p = -g`` with C the curvature, S the prior's standard
-deviations and a lambda >= 0 that the radius decides (Nocedal and Wright, 2006, theorem 4.1). Levenberg and Marquardt
-set lambda instead of the radius, by the same ratio of the loss's fall to the one foretold (Martens, 2010, section 4.1).
+The trust region is what damps: its step solves ``(C + lambda S^-2) p = -g`` with C the curvature, S the prior's
+standard deviations and a lambda >= 0 that the radius decides (Nocedal and Wright, 2006, theorem 4.1; conjugate
+gradients come near it). Levenberg and Marquardt set lambda instead of the radius, by the same ratio of the loss's fall
+to the one foretold (Martens, 2010, section 4.1); an indefinite C needs no guess at its least eigenvalue this way.
 """
 
 from __future__ import annotations

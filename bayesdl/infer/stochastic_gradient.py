@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -56,7 +55,7 @@ class PlainGradient:
 
     def on(self, rows: Tensor | None) -> ValueAndGrad:
         """The function on the rows ``[C, B]``, or on all of them."""
-        return partial(self.on_rows, rows=rows)
+        return lambda z: self.on_rows(z, rows)
 
 
 @dataclass

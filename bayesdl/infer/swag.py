@@ -46,8 +46,8 @@ class SWAG(Training):
     quadratic with curvature A of the loss per row and per-row gradient noise C, the stationary covariance V solves
     A V + V A = (rate / B) C to first order in the rate: with C = A it is ``rate / (2 B) 1``, whatever the posterior.
     Its size is set by ``rate`` and ``batch_size``: choose them on held-out rows. With all rows in a batch there is no
-    noise, and what is left is rounding: a ``NoGradientNoiseWarning`` says so. In epochs without replacement the noise of an epoch nearly cancels, and
-    iterates at the ends of epochs spread much less than with ``replacement=True``.
+    noise, and what is left is rounding: a ``NoGradientNoiseWarning`` says so. In epochs without replacement the noise
+    of an epoch nearly cancels, and iterates at the ends of epochs spread much less than with ``replacement=True``.
 
     The iterates are those of the density over z, Jacobian included, since q is a density over z.
 

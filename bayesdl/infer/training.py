@@ -16,7 +16,7 @@ from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.loop import Engine
-from bayesdl.infer.optimisers import slots_like, update
+from bayesdl.infer.optimisers import descend, slots_like
 from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.infer.stochastic_gradient import ESTIMATES, PlainGradient
 from bayesdl.posterior.problem import Problem
@@ -90,7 +90,7 @@ class TrainingEngine(Engine):
         return self.value_and_grad(z, batch)
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor, State]:
-        """What is maximised on the next mini-batch, ``[M]``, the gradient to go along, and what changes in the state."""
+        """What is maximised, on the next mini-batch, ``[M]``; the direction to go; and what changes in the state."""
         rows, moved = self.order.next(state)
         return *self.on_rows(state, state["z"], rows), moved
 
@@ -108,7 +108,7 @@ class TrainingEngine(Engine):
         if self.method.clip_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
-        z, slots = update(self.method.optimizer, state["z"], gradient, state, step, rate)
+        z, slots = descend(self.method.optimizer, state["z"], gradient, state, step, rate)
         new = state | moved | slots | {"z": z}
         new["trace"][:, step] = loss
         return new

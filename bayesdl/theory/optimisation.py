@@ -41,13 +41,11 @@ class Tuning:
     rate: float
 
 
-def spectral_radius(
-    method: Descent, curvature: float | Tensor, step_size: float, momentum: float = 0.0
-) -> Tensor:
+def spectral_radius(method: Descent, curvature: float | Tensor, step_size: float, momentum: float = 0.0) -> Tensor:
     """The factor by which a method shrinks a quadratic's error a step, in the long run.
 
-    It converges where the radius is below 1: gradient descent for ``eta c < 2``, heavy ball for ``eta c < 2 (1 + rho)``,
-    Nesterov's for ``eta c < (2 + 2 rho) / (1 + 2 rho)``.
+    It converges where the radius is below 1: gradient descent for ``eta c < 2``, heavy ball for
+    ``eta c < 2 (1 + rho)``, Nesterov's for ``eta c < (2 + 2 rho) / (1 + 2 rho)``.
 
     Args:
         method: "gradient", "heavy_ball" or "nesterov".

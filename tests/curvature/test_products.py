@@ -17,6 +17,7 @@ from bayesdl.curvature.products import fisher_products, hessian_products, value_
 from bayesdl.errors import MethodError
 from tests.cases import DOUBLE, dataset, network
 
+
 def points(problem: Any, members: int = 2) -> Tensor:
     stream = torch.Generator().manual_seed(9)
     return 0.5 * torch.randn(members, problem.density.dim, generator=stream, dtype=DOUBLE)
@@ -115,9 +116,7 @@ def test_control_flow_that_depends_on_values_and_linear_densities() -> None:
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     x = torch.arange(4, dtype=DOUBLE)
-    with pytest.warns(UserWarning, match="handlers"):
-        problem = bdl.posterior.prepare(branching, (x, x))
-        problem.density.value_and_grad(torch.ones(1, 1, dtype=DOUBLE))
+    problem = bdl.posterior.prepare(branching, (x, x))
     z = torch.tensor([[2.0], [-1.0]], dtype=DOUBLE)
     found = hessian_products(problem, z)(torch.ones_like(z))
     # below 0: 1 + d^2/dw^2 sum x^2 (1 - w^2)^2 / 2 = 1 + sum x^2 (6 w^2 - 2) = 1 + 14 * 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -51,7 +53,9 @@ def test_a_quadratic_is_solved_in_one_step(optimizer: str, batch_size: int | Non
     assert (adam.draws()["weight"].flatten() - conjugate().mean()).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [("binary", "newton"), ("regression", "newton"), ("classes", "gauss_newton")])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("binary", "newton"), ("regression", "newton"), ("classes", "gauss_newton")]
+)
 def test_networks_reach_a_stationary_point(kind: str, optimizer: str) -> None:
     found = bdl.fit(network(kind), dataset(kind), bdl.DeepEnsemble(members=3, steps=300, optimizer=optimizer))
     assert found.info["converged"] == [True, True, True]
@@ -86,14 +90,16 @@ def test_the_error_is_squared_at_every_step() -> None:
     for optimizer in ("newton", "gauss_newton"):
         path: list[Tensor] = []
         method = bdl.MAP(steps=4, optimizer=optimizer)
-        bdl.fit(logistic, (x, y), method, init=start, callback=lambda state, path=path: bool(path.append(state["z"][0])))
+        bdl.fit(
+            logistic, (x, y), method, init=start, callback=lambda state, path=path: bool(path.append(state["z"][0]))
+        )
         by_hand = mode + 0.3
         for z in path[:3]:
             slope, matrix = derivatives(by_hand)
             by_hand = by_hand - torch.linalg.solve(matrix, slope)
             torch.testing.assert_close(z, by_hand, rtol=0, atol=1e-6)
         errors = [0.6, *(float((z - mode).norm()) for z in path)]
-        for before, after in zip(errors[:3], errors[1:], strict=False):
+        for before, after in itertools.pairwise(errors[:4]):
             assert after < max(before**2, 1e-6)
         assert errors[1] > 1e-4  # it had something to square
 
@@ -113,7 +119,7 @@ def test_a_saddle_is_where_newton_jumps_and_what_damping_leaves() -> None:
 
 
 def test_a_natural_gradient_does_not_depend_on_the_coordinates() -> None:
-    """A8-09: the step of F^-1 grad in p and in logit p gives the same p, up to the step's square; the gradient's not."""
+    """A8-09: steps of F^-1 grad in p and in logit p give the same p, up to the square of the step size."""
     y = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0], dtype=DOUBLE)
 
     def in_p(y: Tensor) -> None:

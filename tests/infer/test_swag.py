@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import bayesdl as bdl
-from bayesdl.infer.swag import NoGradientNoiseWarning
 from bayesdl.errors import MethodError
 from bayesdl.infer.schedules import Constant
+from bayesdl.infer.swag import NoGradientNoiseWarning
 from bayesdl.posterior import GaussianPosterior, MixturePosterior
 from tests.cases import conjugate
 from tests.infer.linear_laws import regression_law

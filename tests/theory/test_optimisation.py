@@ -94,7 +94,11 @@ def test_nesterov_diverges_with_the_step_size_of_gradient_descent(kappa, radius)
     eta = 0.99 * 2 / (1 + kappa)
     assert float(spectral_radius("nesterov", curvatures, eta, rho).max()) == pytest.approx(radius, abs=0.005)
     limit = (2 + 2 * rho) / (1 + 2 * rho) / kappa
-    assert spectral_radius("nesterov", kappa, 0.999 * limit, rho) < 1 < spectral_radius("nesterov", kappa, 1.001 * limit, rho)
+    assert (
+        spectral_radius("nesterov", kappa, 0.999 * limit, rho)
+        < 1
+        < spectral_radius("nesterov", kappa, 1.001 * limit, rho)
+    )
 
 
 def test_heavy_ball_is_stable_up_to_twice_one_plus_rho_and_with_a_stale_gradient_not():
@@ -289,7 +293,11 @@ def test_tuned_heavy_ball_can_cycle_where_nesterov_converges():
 def test_the_worst_function_for_first_order_methods():
     """C09-21, C10-07, T08: Nesterov's tridiagonal quadratic in 41 unknowns, 20 steps: bound .00287 below both gaps."""
     t, size = 20, 41
-    a = torch.diag(torch.full((size,), 2.0)) - torch.diag(torch.ones(size - 1), 1) - torch.diag(torch.ones(size - 1), -1)
+    a = (
+        torch.diag(torch.full((size,), 2.0))
+        - torch.diag(torch.ones(size - 1), 1)
+        - torch.diag(torch.ones(size - 1), -1)
+    )
     a, first = a.double() / 4, torch.zeros(size, dtype=DOUBLE)
     first[0] = 0.25
     best = torch.linalg.solve(a, first)

@@ -122,7 +122,7 @@ def test_exponential_means_of_iterates_take_noise_out():
 
 
 def test_control_variates_help_with_the_right_coefficient_and_hurt_with_a_wrong_one():
-    """C11-15, T21: Var(X + c (Y - EY)) is (1 - corr^2) Var X at c = -Cov / Var Y, and more than Var X at 2.5 times it."""
+    """C11-15, T21: Var(X + c (Y - EY)) is (1 - corr^2) Var X at c = -Cov / Var Y, and more than Var X at 2.5 c."""
     x, y = torch.randn(2, 400, generator=torch.Generator().manual_seed(3), dtype=DOUBLE)
     x = 0.8 * y + 0.6 * x
     covariance = torch.stack([x, y]).cov()
