@@ -98,7 +98,7 @@ class SWAG(Training):
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         engine = SWAGEngine(self, problem, run.seed, self.members, self.begin(problem, run, self.members))
-        if engine.order.size is None:
+        if engine.order.size is None and problem.n > 1:
             warnings.warn(
                 f"SWAG(batch_size={self.batch_size}) takes all {problem.n} rows at every step: its iterates have no "
                 "noise, and the covariance is that of rounding and of what is left of the way to the mode. Use a "
