@@ -265,7 +265,7 @@ def test_starts(linear: Any) -> None:
         ({"average": "mean"}, "average='mean'"),
         ({"temperature": 2.0}, r"only temperature=1"),
         ({"temperature": 0.0}, r"temperature=0\.0"),
-        ({"optimizer": "lbfgs", "batch_size": 10}, "leave out .*batch_size"),
+        ({"optimizer": "lbfgs", "clip_norm": 1.0}, "leave out .*clip_norm"),
     ],
 )
 def test_impossible_settings(settings: dict[str, Any], words: str) -> None:
