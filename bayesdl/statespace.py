@@ -32,7 +32,9 @@ class StateSpace:
     r"""``h_0 ~ N(m, P)``, then for t = 1..T: ``h_t = A h_{t-1} + N(0, Q)`` and ``x_t = H h_t + N(0, R)``.
 
     All functions are exact, take leading batch dimensions of model and data (they broadcast), can be differentiated,
-    and cost T times the cube of the state's dimension. Entries of x that are NaN are missing and left out.
+    and cost T times the cube of the state's dimension. Entries of x that are NaN are missing and left out. With
+    ``varying=True`` the four matrices are A_t, Q_t, H_t, R_t: measurements at uneven times, a regression whose inputs
+    are the rows of H_t.
 
     Args:
         initial_mean: m, ``[..., n]``, of the state *before* the first transition.
@@ -41,6 +43,8 @@ class StateSpace:
         transition_noise: the covariance Q, ``[..., n, n]``, possibly singular.
         observation: H, ``[..., m, n]``.
         observation_noise: the covariance R, ``[..., m, m]``, positive definite.
+        varying: whether these four have the time before their last two dimensions, ``[..., T, n, n]`` (or 1 for T,
+            where one of them stays the same).
 
     Source: Sarkka (2013), Bayesian filtering and smoothing, theorems 4.2 and 8.2.
     """
@@ -51,6 +55,7 @@ class StateSpace:
     transition_noise: Tensor
     observation: Tensor
     observation_noise: Tensor
+    varying: bool = False
 
     def __post_init__(self) -> None:
         """Check that the shapes fit.
@@ -70,6 +75,8 @@ class StateSpace:
             got = tuple(getattr(self, name).shape[-2:])
             if got != shape:
                 raise ModelError(f"StateSpace: {name} has shape [..., {got}], it must be [..., {shape}].")
+        if self.varying and min(matrix.dim() for matrix in self._matrices) < 3:
+            raise ModelError("StateSpace(varying=True): the last four matrices are [..., T, rows, columns].")
 
     @classmethod
     def scalar(
@@ -100,15 +107,18 @@ class StateSpace:
         m = self.observation.shape[-2]
         if x.dim() < 2 or x.shape[-1] != m:
             raise DataError(f"Observations are [..., T, {m}]; got {tuple(x.shape)}.")
+        times = {matrix.shape[-3] for matrix in self._matrices} if self.varying else set()
+        if times - {1, x.shape[-2]}:
+            raise DataError(f"The matrices are those of {max(times)} times; there are {x.shape[-2]} observations.")
         known = ~x.isnan()
         filled = x.nan_to_num(nan=0.0)
         mean, covariance = self.initial_mean, self.initial_covariance
         total: Tensor | float = 0.0
         means, covariances = [], []
         for t in range(x.shape[-2]):
-            mean, covariance = self._predict(mean, covariance)
+            mean, covariance = self._predict(t, mean, covariance)
             mean, covariance, term = condition(
-                mean, covariance, *self._seen(known[..., t, :]), filled[..., t, :], count=known[..., t, :].sum(-1)
+                mean, covariance, *self._seen(t, known[..., t, :]), filled[..., t, :], count=known[..., t, :].sum(-1)
             )
             total = total + term
             means.append(mean)
@@ -121,7 +131,7 @@ class StateSpace:
         mean, covariance = found.mean[..., -1, :], found.covariance[..., -1, :, :]
         means, covariances = [mean], [covariance]
         for t in range(x.shape[-2] - 2, -1, -1):
-            gain, spread, ahead = self._backward(found.mean[..., t, :], found.covariance[..., t, :, :])
+            gain, spread, ahead = self._backward(t, found.mean[..., t, :], found.covariance[..., t, :, :])
             mean = found.mean[..., t, :] + _apply(gain, mean - ahead)
             covariance = spread + gain @ covariance @ gain.mT
             means.append(mean)
@@ -148,29 +158,41 @@ class StateSpace:
         state = found.mean[..., -1, :] + noise(found.covariance[..., -1, :, :])
         path = [state]
         for t in range(x.shape[-2] - 2, -1, -1):
-            gain, spread, ahead = self._backward(found.mean[..., t, :], found.covariance[..., t, :, :])
+            gain, spread, ahead = self._backward(t, found.mean[..., t, :], found.covariance[..., t, :, :])
             state = found.mean[..., t, :] + _apply(gain, state - ahead) + noise(spread)
             path.append(state)
         return torch.stack(path[::-1], -2)
 
-    def _predict(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """The state one step ahead."""
-        spread = self.transition @ covariance @ self.transition.mT + self.transition_noise
-        return _apply(self.transition, mean), spread
+    @property
+    def _matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.transition, self.transition_noise, self.observation, self.observation_noise
 
-    def _seen(self, known: Tensor) -> tuple[Tensor, Tensor]:
+    def _at(self, t: int) -> tuple[Tensor, ...]:
+        """A, Q, H and R that belong to observation number t, counted from 0."""
+        if not self.varying:
+            return self._matrices
+        return tuple(matrix[..., min(t, matrix.shape[-3] - 1), :, :] for matrix in self._matrices)
+
+    def _predict(self, t: int, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """The state at observation t, given its law at the one before."""
+        transition, noise, _, _ = self._at(t)
+        return _apply(transition, mean), transition @ covariance @ transition.mT + noise
+
+    def _seen(self, t: int, known: Tensor) -> tuple[Tensor, Tensor]:
         """H and R with the missing entries replaced by pure noise of variance 1, which tells nothing."""
-        kept = known.to(self.observation.dtype)
+        _, _, observation, noise = self._at(t)
+        kept = known.to(observation.dtype)
         both = kept[..., :, None] * kept[..., None, :]
-        return self.observation * kept[..., :, None], self.observation_noise * both + torch.diag_embed(1 - kept)
+        return observation * kept[..., :, None], noise * both + torch.diag_embed(1 - kept)
 
-    def _backward(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward(self, t: int, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The law of h_t given h_{t+1} and the past: gain C, its covariance in Joseph's form, and E[h_{t+1}]."""
-        ahead, spread = self._predict(mean, covariance)
+        transition, noise, _, _ = self._at(t + 1)
+        ahead, spread = self._predict(t + 1, mean, covariance)
         # What both noise and past leave certain makes the spread singular, and its pseudo-inverse exact.
-        gain = covariance @ self.transition.mT @ torch.linalg.pinv(spread, hermitian=True)
-        rest = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device) - gain @ self.transition
-        return gain, rest @ covariance @ rest.mT + gain @ self.transition_noise @ gain.mT, ahead
+        gain = covariance @ transition.mT @ torch.linalg.pinv(spread, hermitian=True)
+        rest = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device) - gain @ transition
+        return gain, rest @ covariance @ rest.mT + gain @ noise @ gain.mT, ahead
 
 
 def condition(

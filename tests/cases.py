@@ -87,6 +87,10 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     "MAP-minibatch": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "validation": 0.2, "average": "polyak"})),
     "MAP-lbfgs": ("MAP", MethodCase({"steps": 12, "optimizer": "lbfgs"})),
     "MAP-newton": ("MAP", MethodCase({"steps": 12, "optimizer": "newton"})),
+    "MAP-gauss-newton": ("MAP", MethodCase({"steps": 3, "optimizer": "gauss_newton", "batch_size": 20})),
+    "MAP-saga": ("MAP", MethodCase({"epochs": 12, "batch_size": 5, "gradient": "saga", "validation": 0.2})),
+    "LastLayer-noise": ("LastLayer", MethodCase({"steps": 40, "noise_levels": 3}, kinds=("regression",))),
+    "DeepEnsemble-svrg": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7, "gradient": "svrg"})),
     "DeepEnsemble-minibatch": ("DeepEnsemble", MethodCase({"steps": 40, "members": 2, "batch_size": 7})),
     "DeepEnsemble-randomised": (
         "DeepEnsemble",

@@ -205,6 +205,24 @@ def prior_tuning(result: Result) -> None:
     )
 
 
+def optimisation(result: Result) -> None:
+    for name, row in result["steps"].items():
+        for taken, expected in row.values():
+            assert 0.85 * expected < taken < 1.5 * expected, name
+    assert result["steps"]["gradient"]["100"][0] == 624
+    assert result["ends"]["Newton, bare"] == pytest.approx([0, 0], abs=1e-4)
+    assert result["ends"]["Newton, trust region"] == pytest.approx([0, 1], abs=1e-5)
+
+
+def smoothing(result: Result) -> None:
+    ahead, back = result["filter"], result["smoother"]
+    assert back["RMSE in the gap"] < 0.2 * ahead["RMSE in the gap"]
+    assert back["widest sd"] < 0.25 * ahead["widest sd"]
+    for row in (ahead, back):
+        assert 0.8 < row["90% intervals hold"] < 0.99
+    assert 0.25 < result["acceleration"] < 1.0
+
+
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "continual_digits": continual,
@@ -217,10 +235,12 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "linear_regression": linear_regression,
     "mixture": mixture,
     "network_hmc": network_hmc,
+    "optimisation": optimisation,
     "posteriors": posteriors,
     "prior_tuning": prior_tuning,
     "sgd_markov_chain": sgd,
     "sgld_mnist": sgld_mnist,
+    "smoothing": smoothing,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -31,22 +32,35 @@ def model(*batch: int, n: int = 3, m: int = 2) -> StateSpace:
                       randn(*batch, m, n), positive(*batch, m))  # fmt: skip
 
 
+def varying(n: int = 3, m: int = 2) -> StateSpace:
+    """Matrices of their own at every time; the transition's noise stays."""
+    return StateSpace(randn(n), positive(n), 0.6 * randn(T, n, n), positive(1, n), randn(T, m, n), positive(T, m),
+                      varying=True)  # fmt: skip
+
+
 def joint(space: StateSpace, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means and covariances of (h_1..h_T) flat and of (x_1..x_T) given them, by writing the linear maps out."""
     n, m = space.transition.shape[-1], space.observation.shape[-2]
-    powers = [torch.linalg.matrix_power(space.transition, k) for k in range(steps + 1)]
+
+    def all_times(matrix: Tensor) -> list[Tensor]:
+        return list((matrix[:steps] if space.varying else matrix).expand(steps, *matrix.shape[-2:]))
+
+    moves, shocks, looks, errors = map(
+        all_times, (space.transition, space.transition_noise, space.observation, space.observation_noise)
+    )
     drive = torch.zeros(steps * n, (steps + 1) * n, dtype=DOUBLE)  # h = drive (h_0, noise_1, ..., noise_T)
-    for t in range(1, steps + 1):
-        for s in range(t + 1):
-            drive[(t - 1) * n : t * n, s * n : (s + 1) * n] = powers[t - s]
-    noise = torch.block_diag(space.initial_covariance, *[space.transition_noise] * steps)
+    row = torch.eye(n, (steps + 1) * n, dtype=DOUBLE)
+    for t, move in enumerate(moves):
+        row = move @ row
+        row[:, (t + 1) * n : (t + 2) * n] += torch.eye(n, dtype=DOUBLE)
+        drive[t * n : (t + 1) * n] = row
+    noise = torch.block_diag(space.initial_covariance, *shocks)
     mean = drive[:, :n] @ space.initial_mean
-    emit = torch.block_diag(*[space.observation] * steps)
     return (
         mean,
         drive @ noise @ drive.mT,
-        emit,
-        torch.block_diag(*[space.observation_noise] * steps).reshape(steps * m, steps * m),
+        torch.block_diag(*looks),
+        torch.block_diag(*errors).reshape(steps * m, steps * m),
     )
 
 
@@ -70,9 +84,10 @@ def with_gaps() -> Tensor:
     return x
 
 
+@pytest.mark.parametrize("make", [model, varying])
 @pytest.mark.parametrize("gaps", [False, True])
-def test_filter_smoother_and_evidence_are_joint_gaussian_conditioning(gaps: bool) -> None:
-    space, x = model(), with_gaps() if gaps else randn(T, 2)
+def test_filter_smoother_and_evidence_are_joint_gaussian_conditioning(gaps: bool, make: Any) -> None:
+    space, x = make(), with_gaps() if gaps else randn(T, 2)
     filtered, smoothed = space.filter(x), space.smooth(x)
     for t in range(1, T + 1):
         mean, covariance, evidence = conditioned(space, x[:t])
@@ -212,3 +227,8 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ModelError, match="observation_noise"):
         StateSpace(space.initial_mean, space.initial_covariance, space.transition, space.transition_noise,
                    space.observation, positive(3))  # fmt: skip
+    with pytest.raises(DataError, match="those of 6 times; there are 5 observations"):
+        varying().filter(randn(5, 2))
+    with pytest.raises(ModelError, match="varying=True.*T, rows"):
+        StateSpace(space.initial_mean, space.initial_covariance, space.transition, space.transition_noise,
+                   space.observation, space.observation_noise, varying=True)  # fmt: skip

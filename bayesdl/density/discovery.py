@@ -14,6 +14,7 @@ from pyro.distributions import Independent, LogNormal, Normal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.distributions.mixture_same_family import MixtureSameFamilyConstraint
 from torch.distributions.transforms import ExpTransform, Transform
 
 from bayesdl import _rng
@@ -222,13 +223,13 @@ def _refuse_markov(trace: Trace, discrete: tuple[str, ...]) -> None:
 
 def _latent(first: Message, second: Message, start: int, plate: str) -> Site:
     name, distribution = first["name"], first["fn"]
-    support = distribution.support
+    support = plain(name, distribution.support)
     if support.is_discrete:
         raise ModelError(
             f"Site {name!r} ({type(distribution).__name__}) is discrete with infinitely many values; it cannot be "
             "summed out. Sum it out by hand, or use a continuous relaxation."
         )
-    if not same_support(support, second["fn"].support):
+    if not same_support(support, plain(name, second["fn"].support)):
         raise DynamicSupport(
             f"The support of site {name!r} depends on another site's value. Sample a standardised variable with a "
             "fixed support and transform it, for example u ~ Uniform(0, 1) and a + u instead of Uniform(a, a + 1)."
@@ -267,11 +268,42 @@ def is_real(support: Any) -> bool:
     return support in (constraints.real, constraints.real_vector)
 
 
+def plain(name: str, support: Any) -> Any:
+    """The support of a mixture is that of its components, whose dimension has no part in a value.
+
+    Raises:
+        ModelError: every component of the site has bounds of its own.
+    """
+    if isinstance(support, constraints.independent):
+        inner = plain(name, support.base_constraint)
+        same = inner is support.base_constraint
+        return support if same else constraints.independent(inner, support.reinterpreted_batch_ndims)
+    if isinstance(support, MixtureSameFamilyConstraint):
+        inner = plain(name, support.base_constraint)
+        if any(isinstance(value, Tensor) and value.dim() for value in vars(inner).values()):
+            raise ModelError(
+                f"The components of the mixture at site {name!r} have different supports, so its density jumps inside "
+                "its support. Use components with one support."
+            )
+        return inner
+    return support
+
+
 def bijection(support: Any) -> Transform:
-    """The bijection from the reals; exp for the positive numbers, without torch's shift by a bound of zero."""
+    """The bijection from the reals; exp for the positive numbers, without torch's shift by a bound of zero.
+
+    Raises:
+        ModelError: there is none.
+    """
     if isinstance(support, constraints.greater_than | constraints.greater_than_eq) and support.lower_bound == 0:
         return ExpTransform()
-    transform: Transform = biject_to(support)
+    try:
+        transform: Transform = biject_to(support)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"No map from the reals to the support {support} is known, so nothing can be fitted there. Sample a "
+            "variable with a common support and transform it, or register one with torch.distributions.biject_to."
+        ) from error
     return transform
 
 

@@ -163,7 +163,12 @@ def plate_frame(site: Message, plate: str) -> Any | None:
 
 
 def log_prob(site: Message, plate: str) -> Tensor:
-    """The site's log probability under the user's scale and mask, free of the data plate's own factor N/B.
+    """The site's log probability under the user's scale and mask, free of the data plate's own factor N/B."""
+    return weighed(site["fn"].log_prob(site["value"]), site, plate)
+
+
+def weighed(term: Tensor, site: Message, plate: str) -> Tensor:
+    """A term of a site under the user's scale and mask, free of the data plate's own factor N/B.
 
     ``plate("data", N, subsample_size=len(x))`` puts N/B into the site's scale; the density multiplies by N/B once,
     so it is taken out here.
@@ -172,7 +177,7 @@ def log_prob(site: Message, plate: str) -> Tensor:
     frame = plate_frame(site, plate)
     if frame is not None and frame.full_size is not None and frame.full_size != frame.size:
         scale = scale * (frame.size / frame.full_size)
-    value: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
+    value: Tensor = scale_and_mask(term, scale, site["mask"])
     return value
 
 

@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from bayesdl.density import LogDensity
+from bayesdl.density import LogDensity, program
 from bayesdl.density.sites import Site
 from bayesdl.errors import MethodError, ModelError
+from bayesdl.infer import method as check
 from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, not_a_regression, prior_of
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Work
@@ -22,9 +25,12 @@ from bayesdl.models.positive import PositivePrior
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.covariance import MOST_DENSE
 from bayesdl.posterior.gaussian import GaussianPosterior
+from bayesdl.posterior.mixture import MixturePosterior
 from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
 
+GRID, WIDEST = 2001, 20.0
+"""Points of the quadrature over the logarithm of the noise, and the farthest it looks from the peak."""
 MOST_SCALING = 1e3
 """Largest factor, up or down, that the evidence may put on the prior's standard deviations."""
 
@@ -37,15 +43,19 @@ class LastLayer(Optimiser):
     posterior is Gaussian and its evidence known. The other layers stay at the point that training found; a network that
     is nothing but a last layer (a linear model, ``RandomFourierFeatures`` under a linear layer) needs no training, and
     with known noise its posterior is exact altogether. A noise level with a prior is set where evidence times prior is
-    highest, given the features.
+    highest, given the features; or, with ``noise_levels`` K > 1, integrated over: by quadrature its law given the
+    targets is known, and the posterior is the equal mixture of the Gaussians at the mean of its logarithm in each of K
+    bands of equal probability (``info["noise_levels"]``). That is exact for a linear model as K grows.
 
-    ``info["log_evidence"]`` is the log density of the raw targets given features, noise and prior.
+    ``info["log_evidence"]`` is the log density of the raw targets given features, prior and noise, or with the noise
+    integrated out.
 
     Cost: the training, then N P^2 + P^3 for the P weights of the layer.
 
     Args:
         tune_prior: scale the prior's standard deviations of the layer, all by one factor, to the highest evidence
             (``info["prior_scale"]``). The other settings are those of ``MAP``.
+        noise_levels: K, see above; it means nothing where the noise is known.
 
     Source: Bishop (2006), sections 3.3 and 3.5; Ober and Rasmussen (2019) for networks.
     """
@@ -54,10 +64,12 @@ class LastLayer(Optimiser):
     takes_parameters: ClassVar[bool] = False
 
     tune_prior: bool = False
+    noise_levels: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
+        check.whole(self.name, noise_levels=self.noise_levels)
         if self.likelihood_temperature != 1:
             raise MethodError(f"{self.name}: likelihood_temperature={self.likelihood_temperature!r} must be 1 here.")
 
@@ -71,10 +83,11 @@ class LastLayer(Optimiser):
         except ModelError as error:
             return str(error).rstrip(".")
         weights = part.stop - part.start
-        if weights > MOST_DENSE:
+        if weights * self.noise_levels**0.5 > MOST_DENSE:
+            gigabytes = self.noise_levels * weights**2 * 8 / 2**30
             return (
-                f"the last layer has {weights} weights, whose covariance takes {weights**2 * 8 / 2**30:,.1f} GiB; a "
-                "narrower last hidden layer, or MeanFieldVI"
+                f"the last layer has {weights} weights, whose covariance takes {gigabytes:,.1f} GiB with "
+                f"noise_levels={self.noise_levels}; a narrower last hidden layer, or MeanFieldVI"
             )
         if self.tune_prior and density.gaussian_prior() is None:
             return "tune_prior= needs priors that are independent Gaussians over all unknowns"
@@ -100,16 +113,24 @@ class LastLayer(Optimiser):
             "prior_scale": scale,
             "log_evidence": float(evidence) - regression.count * float(problem.scaler.y_scale.log()),
         }
-        law = regression.posterior(noise, scale)
-        if noise_site is not None:
-            z = density.unconstrain(density.constrain(z) | {"noise": z.new_tensor(noise)})
+        levels = [noise]
+        if self.noise_levels > 1 and noise_site is not None:
+            open_noise = problem.model.likelihood.noise
+            levels, whole = noise_levels(regression, open_noise, noise, scale, self.noise_levels)
+            info |= {"noise_levels": levels, "log_evidence": info["log_evidence"] - float(evidence) + whole}
+        laws = []
+        for level in levels:
+            if noise_site is not None:
+                z = density.unconstrain(density.constrain(z) | {"noise": z.new_tensor(level)})
+            law = regression.posterior(level, scale)
+            laws.append(embedded(law.to(density.dtype, density.device), z, part))
         if scale != 1:
             own = density.gaussian_prior()
             assert own is not None  # applies_to has asked
             sd = own[1].clone()
             sd[part] *= scale
             problem = replace(problem, density=density.with_gaussian_prior(own[0], sd))
-        return GaussianPosterior(problem, embedded(law.to(density.dtype, density.device), z, part), info)
+        return GaussianPosterior(problem, laws[0], info) if len(laws) == 1 else MixturePosterior(problem, laws, info)
 
     def _train(self, problem: Problem, run: Run, part: slice, noise: Site | None) -> tuple[Tensor, dict[str, Any]]:
         """Values ``[D]`` of all sites; those of the layer do not matter."""
@@ -153,6 +174,36 @@ class LastLayer(Optimiser):
                 "likelihood a noise level."
             )
         return noise, scale
+
+
+def noise_levels(
+    regression: LinearGaussian, prior: PositivePrior, around: float, scale: float, count: int
+) -> tuple[list[float], float]:
+    """Noise levels that stand for equal shares of its law given the targets, and the evidence with it integrated out.
+
+    By the trapezoidal rule over the noise's logarithm, on an interval that holds all but e^-40 of the peak.
+
+    Args:
+        regression: gives the evidence of every noise level.
+        prior: of the noise level.
+        around: a level near the peak.
+        scale: factor of the prior's sd.
+        count: number of levels.
+    """
+    centre, width = math.log(around), 4.0 / math.sqrt(regression.count)
+    with torch.no_grad(), program.unchecked():
+        while True:
+            u = centre + width * torch.linspace(-1.0, 1.0, GRID, dtype=torch.float64)
+            evidence = vmap(regression.log_evidence, (0, None))(u, u.new_tensor(scale).log())
+            density = evidence + prior.distribution(u).log_prob(u.exp()) + u
+            if float(density[[0, -1]].max() - density.max()) < -40 or width > WIDEST:
+                break
+            width *= 2
+    share, edges = density.softmax(0), np.linspace(0.0, 1.0, count + 1)
+    below = np.interp(edges, share.cumsum(0).numpy(), (share * u).cumsum(0).numpy())  # mean of what lies below an edge
+    below[0], below[-1] = 0.0, float(share @ u)
+    step = 2 * width / (GRID - 1)
+    return np.exp(np.diff(below) * count).tolist(), float(density.logsumexp(0)) + math.log(step)
 
 
 def _layer(density: LogDensity) -> slice:

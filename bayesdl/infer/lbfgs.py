@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesdl.curvature.products import value_and_grad
 from bayesdl.density.log_density import Target
 from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
@@ -32,6 +33,7 @@ class LBFGSEngine(Engine):
     iterations: int
     members: int
     begin: Callable[[], Tensor]
+    batch_size: int | None = None
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class LBFGSEngine(Engine):
         )
 
         def closure() -> float:
-            value, gradient = self.density.value_and_grad(z.detach(), target=self.target)
+            value, gradient = value_and_grad(self.problem, z.detach(), self.target, self.batch_size)
             z.grad = -gradient / scale
             return -float(value) / scale
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from bayesdl._rng import generator
 from bayesdl.density import LogDensity
 from bayesdl.density.log_density import Batch
+from bayesdl.errors import MethodError
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Run
 from bayesdl.infer.optimise import Optimiser
@@ -48,11 +49,21 @@ class MCDropout(Optimiser):
     Cost: one training, with as many uniform numbers a row and step as there are units behind dropout modules.
 
     Args:
-        steps: as in ``MAP``, like all settings; "lbfgs" and "newton" need a loss that is not random, and are left out.
+        steps: as in ``MAP``, like all settings. The optimisers that take all rows at every step and the control
+            variates of ``gradient=`` need a loss that is not random, and are left out.
     """
 
     name: ClassVar[str] = "MCDropout"
     optimizers: ClassVar[tuple[str, ...]] = tuple(OPTIMISERS)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.gradient != "plain":
+            raise MethodError(
+                f"{self.name}(gradient={self.gradient!r}): masks are drawn anew at every step, so an earlier gradient "
+                "says nothing about their noise; use gradient='plain'."
+            )
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""

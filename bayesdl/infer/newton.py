@@ -1,4 +1,10 @@
-"""Newton's method without matrices: conjugate gradients inside a trust region, all members at once."""
+"""Newton's method, Gauss-Newton and natural gradients without matrices: conjugate gradients inside a trust region.
+
+The trust region is what damps: its step solves ``(C + lambda S^-2) p = -g`` with C the curvature, S the prior's
+standard deviations and a lambda >= 0 that the radius decides (Nocedal and Wright, 2006, theorem 4.1; conjugate
+gradients come near it). Levenberg and Marquardt set lambda instead of the radius, by the same ratio of the loss's fall
+to the one foretold (Martens, 2010, section 4.1); an indefinite C needs no guess at its least eigenvalue this way.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesdl.density import LogDensity
+from bayesdl.curvature.products import Curvature, Product, fisher_products, hessian_products, value_and_grad
 from bayesdl.density.log_density import Target
 from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
@@ -21,24 +27,13 @@ MOST_PRODUCTS = 100
 """Hessian products in one step at most."""
 ACCURACY = 1e-6
 """Of the linear system of a step, relative to the gradient: on a quadratic one step is then all that it takes."""
-FIRST_RADIUS, LARGEST_RADIUS = 10.0, 1e6
+PROGRESS = 5e-4
+"""Relative fall of the quadratic per product, over a tenth of the products and at least ten, below which it is left."""
+FIRST_RADIUS, LARGEST_RADIUS = 4.0, 1e6
 """Of the trust region, in prior standard deviations where the prior is Gaussian."""
 
-Product = Callable[[Tensor], Tensor]
-
-
-def hessian_product(density: LogDensity, z: Tensor, v: Tensor, target: Target) -> Tensor:
-    """The Hessian of a log density at ``z [M, D]`` times ``v [M, D]``, by central differences of its gradient.
-
-    Exact up to rounding where the density is quadratic; elsewhere the error is of the order of the step squared, and
-    the step the cube root of the rounding error. Two gradients; it works for every program and however it is evaluated.
-    """
-    size = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-    scale = 1.0 + torch.linalg.vector_norm(z, dim=1, keepdim=True) / math.sqrt(z.shape[1])
-    step = torch.finfo(z.dtype).eps ** (1 / 3) * scale / size.clamp(min=torch.finfo(z.dtype).tiny)
-    _, ahead = density.value_and_grad(z + step * v, target=target)
-    _, behind = density.value_and_grad(z - step * v, target=target)
-    return (ahead - behind) / (2 * step)
+CURVATURES: dict[str, Curvature] = {"newton": hessian_products, "gauss_newton": fisher_products}
+"""What a step divides the gradient by, by the name of the optimiser."""
 
 
 def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +54,8 @@ def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> t
     residual, image = gradient, torch.zeros_like(gradient)  # image is H p
     square = _dot(residual, residual)
     goal, active = ACCURACY**2 * square, square > 0
-    for _ in range(min(MOST_PRODUCTS, 2 * gradient.shape[1])):
+    falls: list[Tensor] = []
+    for k in range(min(MOST_PRODUCTS, 2 * gradient.shape[1])):
         if not bool(active.any()):
             break
         curved = product(along)
@@ -75,16 +71,21 @@ def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> t
         residual = residual + size * curved
         fresh = _dot(residual, residual)
         active = active & ~leaves & (fresh > goal)
+        falls.append(-(_dot(gradient, point) + 0.5 * _dot(point, image)))
+        last = max(10, k // 10)
+        if k >= last:
+            active = active & (falls[-1] - falls[-1 - last] >= last * PROGRESS * falls[-1])
         along = torch.where(active[:, None], -residual + (fresh / square)[:, None] * along, along)
         square = fresh
-    return point, -(_dot(gradient, point) + 0.5 * _dot(point, image))
+    return point, falls[-1] if falls else torch.zeros_like(square)
 
 
 @dataclass
 class NewtonEngine(Engine):
     """One step solves for the Newton step of every member, and takes it where the loss falls as foretold.
 
-    State: z ``[M, D]``; loss and radius ``[M]``; arrived ``[M]``, whether the member stands at a stationary point.
+    State: z ``[M, D]``; loss ``[M]`` and its gradient ``[M, D]`` there; radius ``[M]``; arrived ``[M]``, whether the
+    member stands at a stationary point; products so far.
     """
 
     label: str
@@ -93,6 +94,8 @@ class NewtonEngine(Engine):
     total: int
     members: int
     begin: Callable[[], Tensor]
+    curvature: Curvature
+    batch_size: int | None = None
     scale: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,11 +106,14 @@ class NewtonEngine(Engine):
     def init(self) -> State:
         """All members at their starts."""
         z = self.begin()
+        loss, gradient = self._loss(z)
         return {
             "z": z,
-            "loss": self._loss(z)[0],
+            "loss": loss,
+            "gradient": gradient,
             "radius": z.new_full((len(z),), FIRST_RADIUS * math.sqrt(z.shape[1])),
             "arrived": torch.zeros(len(z), dtype=torch.bool),
+            "products": 0,
         }
 
     def done(self, state: State) -> bool:
@@ -120,29 +126,33 @@ class NewtonEngine(Engine):
         Raises:
             Divergence: the loss or its gradient is not finite where a member stands.
         """
-        z, radius = state["z"], state["radius"]
-        density, n = self.density, self.density.n or 1
-        loss, gradient = self._loss(z)
+        z, radius, loss, gradient = state["z"], state["radius"], state["loss"], state["gradient"]
         if not bool((loss.isfinite() & gradient.isfinite().all(1)).all()):
             raise Divergence(f"{self.label}: Newton's method started where the density is not finite; pass init=.")
+        here = self.curvature(self.problem, z, self.target, self.batch_size)
+        n, count = self.density.n or 1, 0
 
         def product(v: Tensor) -> Tensor:
-            return -hessian_product(density, z, v * self.scale, self.target) * self.scale / n
+            nonlocal count
+            count += 1
+            return here(v * self.scale) * (self.scale / n)
 
         move, foretold = conjugate_gradients(product, gradient * self.scale, radius)
-        after, _ = self._loss(z + move * self.scale)
+        after, slope = self._loss(z + move * self.scale)
         fell = loss - after
         ratio = (fell / foretold.clamp(min=torch.finfo(z.dtype).tiny)).nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
         rounding = 10 * torch.finfo(z.dtype).eps * (1 + loss.abs())
         arrived = (foretold <= rounding) | state["arrived"].to(z.device)
-        taken = (ratio > 1e-4) & ~state["arrived"].to(z.device)
+        taken = (ratio > 1e-4) & slope.isfinite().all(1) & ~state["arrived"].to(z.device)
         size = torch.linalg.vector_norm(move, dim=1)
         wider = torch.where((ratio > 0.75) & (size > 0.99 * radius), (2 * radius).clamp(max=LARGEST_RADIUS), radius)
         return state | {
             "z": torch.where(taken[:, None], z + move * self.scale, z),
             "loss": torch.where(taken, after, loss),
+            "gradient": torch.where(taken[:, None], slope, gradient),
             "radius": torch.where(ratio < 0.25, 0.25 * size, wider),
             "arrived": arrived.cpu(),
+            "products": state["products"] + count,
         }
 
     def status(self, state: State) -> str:
@@ -155,11 +165,12 @@ class NewtonEngine(Engine):
         return values
 
     def report(self, state: State) -> dict[str, Any]:
-        """Steps taken, final losses, and which members have arrived at a stationary point."""
-        return {"steps": state["step"], "loss": state["loss"].tolist(), "converged": state["arrived"].tolist()}
+        """Steps taken, products with the curvature, final losses, and which members have arrived."""
+        taken = {"steps": state["step"], "products": state["products"]}
+        return taken | {"loss": state["loss"].tolist(), "converged": state["arrived"].tolist()}
 
     def _loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = self.density.value_and_grad(z, target=self.target)
+        value, gradient = value_and_grad(self.problem, z, self.target, self.batch_size)
         n = self.density.n or 1
         return -value / n, -gradient / n
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesdl._rng import generator
+from bayesdl.curvature.products import no_information
 from bayesdl.density import LogDensity
 from bayesdl.density.log_density import Target
 from bayesdl.errors import MethodError
@@ -17,10 +18,11 @@ from bayesdl.infer import method as check
 from bayesdl.infer.lbfgs import LBFGSEngine
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method, Work
-from bayesdl.infer.newton import MOST_PRODUCTS, NewtonEngine
+from bayesdl.infer.newton import CURVATURES, MOST_PRODUCTS, NewtonEngine
 from bayesdl.infer.optimisers import OPTIMISERS
 from bayesdl.infer.schedules import Schedule
 from bayesdl.infer.starts import start
+from bayesdl.infer.stochastic_gradient import GRADIENTS, Gradient, with_variate
 from bayesdl.infer.training import OptimiserEngine
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
@@ -28,8 +30,8 @@ from bayesdl.posterior.importance import log_density
 from bayesdl.posterior.problem import Problem
 
 AVERAGES = (None, "polyak", "ema")
-SECOND_ORDER = ("lbfgs", "newton")
-NOT_FOR_SECOND_ORDER = ("epochs", "batch_size", "clip_norm", "validation", "average")
+SECOND_ORDER = ("lbfgs", *CURVATURES)
+NOT_FOR_SECOND_ORDER = ("epochs", "clip_norm", "validation", "average")
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,18 @@ class Optimiser(Training):
     For MAP the density is the one in the constrained space (no Jacobian), so the mode is that of p(theta | y).
 
     Args:
-        steps: updates of each member; with ``"lbfgs"`` and ``"newton"`` iterations at most.
+        steps: updates of each member; with an optimiser that takes all rows, iterations at most.
         epochs: as in ``Training``, like the four settings that follow.
-        batch_size: see there.
-        optimizer: two more than there, which take all rows at every step: "lbfgs" (members one by one) and "newton"
-            (conjugate gradients on products with the Hessian inside a trust region: a quadratic in one step).
+        batch_size: see there; where every step takes all rows, those whose derivatives are held at once.
+        optimizer: three more than there, which take all rows at every step and end at a stationary point: "lbfgs"
+            (members one by one), "newton" (conjugate gradients on exact products with the Hessian inside a trust
+            region: a quadratic of few unknowns in one step) and "gauss_newton" (the same with the likelihood's Fisher
+            information in the Hessian's place, which makes it a natural gradient; see ``fisher_products``).
         learning_rate: see there.
         clip_norm: see there.
+        gradient: "plain", or with a control variate that takes the noise out of mini-batches near the optimum, so that
+            a constant learning rate converges: "svrg" (two gradients on the batch a step and one of all rows an epoch)
+            or "saga" (one gradient a step; a table of one vector a member for every N / batch_size).
         validation: fraction of the rows that are not trained on; the values with the least negative log likelihood on
             them are returned.
         patience: looks at the validation rows without improvement after which a member stops; a look is taken once an
@@ -107,6 +114,7 @@ class Optimiser(Training):
 
     optimizers: ClassVar[tuple[str, ...]] = (*OPTIMISERS, *SECOND_ORDER)
 
+    gradient: Gradient = "plain"
     validation: float | None = None
     patience: int = 20
     average: str | None = None
@@ -116,30 +124,41 @@ class Optimiser(Training):
         super().__post_init__()
         check.whole(self.name, patience=self.patience)
         check.one_of(self.name, AVERAGES, average=self.average)
+        check.one_of(self.name, GRADIENTS, gradient=self.gradient)
         if self.validation is not None:
             check.fraction(self.name, validation=self.validation)
         if self.optimizer in SECOND_ORDER:
             wrong = [name for name in NOT_FOR_SECOND_ORDER if getattr(self, name) is not None]
+            wrong += ["gradient"] if self.gradient != "plain" else []
             if wrong:
                 raise MethodError(
                     f"{self.name}(optimizer={self.optimizer!r}) takes all rows at every step: leave out {wrong}."
                 )
+        if self.gradient != "plain" and self.batch_size is None:
+            raise MethodError(
+                f"{self.name}(gradient={self.gradient!r}): a control variate takes the noise out of mini-batches; give "
+                "a batch_size, or use gradient='plain'."
+            )
 
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
         if self.validation is not None and not density.factorised:
             return "early stopping needs a log likelihood per row; use validation=None"
+        reason = no_information(density) if self.optimizer == "gauss_newton" else None
+        if reason is not None:
+            return f"optimizer='gauss_newton' needs a Fisher information: {reason}, with optimizer='newton'"
         return super().applies_to(density)
 
     def work(self, problem: Problem) -> Work:
-        """One gradient of all members a step."""
+        """One gradient of all members a step; more with second-order optimisers and control variates."""
         members = getattr(self, "members", 1)
         if self.optimizer == "lbfgs":
             return Work(1, self.steps * members, members, "members one by one; line searches add some")
-        if self.optimizer == "newton":
+        if self.optimizer in CURVATURES:
             products = min(MOST_PRODUCTS, 2 * problem.density.dim)
             return Work(members, self.steps * 2 * products, members, "at most; it ends when it has converged")
-        return super().work(problem)
+        work = super().work(problem)
+        return work if self.batch_size is None else with_variate(work, self.gradient, problem.n, self.batch_size)
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         z, info = self.optimise(problem, run, members=1)
@@ -164,10 +183,13 @@ class Optimiser(Training):
         training, held_out = self._split(problem, run)
         engine: LBFGSEngine | NewtonEngine | OptimiserEngine
         if self.optimizer == "lbfgs":
-            engine = LBFGSEngine(self.name, problem, self.target, self.steps, members, begin)
+            engine = LBFGSEngine(self.name, problem, self.target, self.steps, members, begin, self.batch_size)
             note = {"members_in_parallel": members == 1}
-        elif self.optimizer == "newton":
-            engine = NewtonEngine(self.name, problem, self.target, self.steps, members, begin)
+        elif self.optimizer in CURVATURES:
+            curvature = CURVATURES[self.optimizer]
+            engine = NewtonEngine(
+                self.name, problem, self.target, self.steps, members, begin, curvature, self.batch_size
+            )
             note = {"members_in_parallel": True}
         else:
             engine = self.engine(training, run, members, begin, held_out)

@@ -14,29 +14,31 @@ import torch
 from torch import Tensor
 
 Slots = dict[str, Tensor]
-Update = Callable[[Tensor, Slots, int], tuple[Tensor, Slots]]
+Update = Callable[[Tensor, Slots, int], tuple[Tensor, Tensor | None, float, Slots]]
+"""Gradient, slots and step to ``top, bottom, factor, slots``: the direction is ``factor * top / bottom``."""
 
 
-def _adam(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
+def _adam(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Tensor | None, float, Slots]:
     """Adam (Kingma & Ba, 2015, algorithm 1) with beta = (0.9, 0.999), eps = 1e-8; bias correction from step 1."""
     first = slots["first"].lerp(gradient, 0.1)
     second = slots["second"].mul(0.999).addcmul_(gradient, gradient, value=0.001)
-    # Both bias corrections in the divisor, in place: of large tensors every pass through memory is felt.
-    bias = 1 - 0.9 ** (step + 1)
-    scale = second.sqrt().mul_(bias / math.sqrt(1 - 0.999 ** (step + 1))).add_(1e-8 * bias)
-    return torch.div(first, scale, out=scale), {"first": first, "second": second}
+    # m / (1 - 0.9^t) / (sqrt(v / (1 - 0.999^t)) + eps), the second correction taken out of the root: of large tensors
+    # every pass through memory is felt.
+    root = math.sqrt(1 - 0.999 ** (step + 1))
+    scale = second.sqrt().add_(1e-8 * root)
+    return first, scale, root / (1 - 0.9 ** (step + 1)), {"first": first, "second": second}
 
 
-def _rmsprop(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
-    """RMSprop (Tieleman & Hinton, 2012) with decay 0.99, eps = 1e-8."""
+def _rmsprop(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Tensor | None, float, Slots]:
+    """RMSprop (Tieleman & Hinton, 2012) with decay 0.99, eps = 1e-8 beside the root."""
     second = slots["second"].mul(0.99).addcmul_(gradient, gradient, value=0.01)
-    return gradient / second.sqrt().add_(1e-8), {"second": second}
+    return gradient, second.sqrt().add_(1e-8), 1.0, {"second": second}
 
 
-def _sgd(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Slots]:
+def _sgd(gradient: Tensor, slots: Slots, step: int) -> tuple[Tensor, Tensor | None, float, Slots]:
     """Stochastic gradient descent with heavy-ball momentum 0.9 (Polyak, 1964)."""
     first = slots["first"].mul(0.9).add_(gradient)
-    return first, {"first": first}
+    return first, None, 1.0, {"first": first}
 
 
 OPTIMISERS: dict[str, tuple[Update, tuple[str, ...]]] = {
@@ -63,6 +65,23 @@ def update(name: str, gradient: Tensor, state: dict[str, Tensor], step: int) -> 
     Returns:
         The direction, to be multiplied by minus the learning rate, and the new slots.
     """
+    top, bottom, factor, slots = _parts(name, gradient, state, step)
+    return (top if bottom is None else torch.div(top, bottom, out=bottom).mul_(factor)), slots
+
+
+def descend(
+    name: str, z: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, rate: float
+) -> tuple[Tensor, Slots]:
+    """``z`` less ``rate`` times the direction of ``update``, in one pass, and the new slots."""
+    top, bottom, factor, slots = _parts(name, gradient, state, step)
+    if bottom is None:
+        return torch.add(z, top, alpha=-rate * factor), slots
+    return torch.addcdiv(z, top, bottom, value=-rate * factor), slots
+
+
+def _parts(
+    name: str, gradient: Tensor, state: dict[str, Tensor], step: int
+) -> tuple[Tensor, Tensor | None, float, Slots]:
     function, names = OPTIMISERS[name]
-    direction, slots = function(gradient, {slot: state[f"slot.{slot}"] for slot in names}, step)
-    return direction, {f"slot.{slot}": value for slot, value in slots.items()}
+    top, bottom, factor, slots = function(gradient, {slot: state[f"slot.{slot}"] for slot in names}, step)
+    return top, bottom, factor, {f"slot.{slot}": value for slot, value in slots.items()}

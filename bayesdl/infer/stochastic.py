@@ -20,7 +20,7 @@ from bayesdl.infer.record import Record
 from bayesdl.infer.schedules import Constant, Schedule, as_schedule
 from bayesdl.infer.starts import start
 from bayesdl.infer.stochastic_engine import StochasticEngine, Turn
-from bayesdl.infer.stochastic_gradient import GRADIENTS, Gradient, blocks_of
+from bayesdl.infer.stochastic_gradient import GRADIENTS, Gradient, with_variate
 from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.problem import Problem
 
@@ -132,13 +132,8 @@ class StochasticSampler(Method):
 
     def work(self, problem: Problem) -> Work:
         """One gradient of all chains a step, on the mini-batch; more with some control variates."""
-        steps, kept, note = self.warmup + self.draws * self.thin, self.chains * self.draws, ""
-        if self.gradient == "svrg" and self.batch_size is not None:
-            steps, note = 3 * steps, "counts three gradients a step: two on the batch, one of all rows an epoch"
-        if self.gradient == "saga":
-            table = self.chains * blocks_of(problem.n, self.batch_size)
-            kept, note = kept + table, f"memory includes SAGA's table of {table} gradients"
-        return Work(self.chains, steps, kept, note)
+        work = Work(self.chains, self.warmup + self.draws * self.thin, self.chains * self.draws)
+        return work if self.batch_size is None else with_variate(work, self.gradient, problem.n, self.batch_size)
 
     def _fit(self, problem: Problem, run: Run) -> DrawsPosterior:
         begin = start(problem, run, self.chains, default="prior").to(problem.density.dtype)

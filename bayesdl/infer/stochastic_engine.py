@@ -93,7 +93,7 @@ class StochasticEngine(Engine):
         self.unit = self.problem.density.prior_scale
         order = DataOrder(self.problem, method.batch_size, method.chains, self.seed, method.replacement)
         self.batches = order.size is not None
-        self.gradient = ESTIMATES[method.gradient if self.batches else "plain"](self.problem, order)
+        self.gradient = ESTIMATES[method.gradient if self.batches else "plain"](order, self.on_rows)
         self.schedule = None if method.step_size is None else as_schedule(method.step_size)
         looks = [FIRST_LOOK << k for k in range(64) if FIRST_LOOK << k < method.warmup]
         self.looks = frozenset([0, *looks, method.warmup] if method.looks else [])
@@ -108,6 +108,12 @@ class StochasticEngine(Engine):
         times = (sizes / sizes.max()).cumsum()
         wanted = (np.arange(method.draws) + 0.5) * (times[-1] / method.draws)
         self._filled = np.searchsorted(wanted, times, side="right")
+
+    def on_rows(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The log density ``[C]`` and its gradient ``[C, D]`` on the rows ``[C, B]``, in units of the prior's sd."""
+        batch = None if rows is None else self.problem.minibatch(rows)
+        value, gradient = self.problem.density.value_and_grad(u * self.unit, batch, per_chain=batch is not None)
+        return value, gradient.mul_(self.unit)  # in place: it was made for us
 
     def expect(self, execution: str | None = None) -> None:
         """Tell the density how many gradients on mini-batches are to come, so that it may compile itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -13,63 +13,54 @@ from bayesdl._rng import generator
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.kernel import ValueAndGrad
-from bayesdl.posterior.problem import Problem
+from bayesdl.infer.method import Work
 
+OnRows = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""Value ``[C]`` and gradient ``[C, D]`` at ``z [C, D]`` on the rows ``[C, B]``, or on all of them, with N/B in both."""
 Gradient = Literal["plain", "saga", "svrg"]
 GRADIENTS = get_args(Gradient)
 
 
 @dataclass
 class PlainGradient:
-    """The log density on the next mini-batch; also the base of the estimates with a control variate.
+    """The function on the next mini-batch; also the base of the estimates with a control variate.
 
-    Positions and gradients are in units of the prior's sd. The factor N/B and the temperature come with the density.
+    Samplers give the log density in units of the prior's sd, optimisers their own objective.
 
     Attributes:
-        problem: the model and its data.
         order: the mini-batches.
+        on_rows: the function and its gradient.
     """
 
-    problem: Problem
     order: DataOrder
-
-    def __post_init__(self) -> None:
-        """Look up the units."""
-        self.unit = self.problem.density.prior_scale
+    on_rows: OnRows
 
     def init(self, state: State) -> State:
         """Entries of the state that hold for the positions ``state["z"]``, made anew whenever these jump."""
         return {}
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor, ValueAndGrad]:
-        """At ``state["z"]``: value ``[C]``, gradient ``[C, D]``, and the log density on the mini-batch used.
+        """At ``state["z"]``: value ``[C]``, gradient ``[C, D]``, and the function on the mini-batch used.
 
         The new state is changed: the data order moves on, and what the estimate remembers.
         """
-        density = self.next_batch(state)
-        return *density(state["z"]), density
+        function = self.next_batch(state)
+        return *function(state["z"]), function
 
     def next_batch(self, state: State) -> ValueAndGrad:
-        """The log density on the next mini-batches, N/B included; the data order in ``state`` moves on."""
+        """The function on the next mini-batches; the data order in ``state`` moves on."""
         rows, moved = self.order.next(state)
         state.update(moved)
         return self.on(rows)
 
     def on(self, rows: Tensor | None) -> ValueAndGrad:
-        """The log density on the rows ``[C, B]``, or on all of them."""
-        batch = None if rows is None else self.problem.minibatch(rows)
-
-        def density(u: Tensor) -> tuple[Tensor, Tensor]:
-            z = u * self.unit
-            value, gradient = self.problem.density.value_and_grad(z, batch, per_chain=batch is not None)
-            return value, gradient.mul_(self.unit)  # in place: it was made for us
-
-        return density
+        """The function on the rows ``[C, B]``, or on all of them."""
+        return lambda z: self.on_rows(z, rows)
 
 
 @dataclass
 class SVRG(PlainGradient):
-    """Control variate at a snapshot (SVRG-LD: Dubey et al., 2016, algorithm 2).
+    """Control variate at a snapshot (Johnson & Zhang, 2013; for samplers Dubey et al., 2016, algorithm 2).
 
     ``g_B(z) - g_B(s) + g(s)`` with s the chains' positions at the start of the epoch and g the gradient of all rows. A
     step costs two gradients on the batch, an epoch one of all rows; memory: two vectors ``[C, D]``.
@@ -83,18 +74,20 @@ class SVRG(PlainGradient):
         """See the base class."""
         if state["svrg.age"] >= self.order.batches:
             state.update({"svrg.point": state["z"], "svrg.full": self.on(None)(state["z"])[1], "svrg.age": 0})
-        density = self.next_batch(state)
-        value, gradient = density(state["z"])
+        function = self.next_batch(state)
+        value, gradient = function(state["z"])
         state["svrg.age"] += 1
-        return value, gradient - density(state["svrg.point"])[1] + state["svrg.full"], density
+        return value, gradient - function(state["svrg.point"])[1] + state["svrg.full"], function
 
 
 @dataclass
 class SAGA(PlainGradient):
-    """Control variate from a table of the last gradient of every block of rows (SAGA-LD: Dubey et al., 2016, alg. 1).
+    """Control variate from a table of the last gradient of every block of rows (Defazio et al., 2014).
 
-    The rows are split once, for every chain anew, into K = ceil(N/B) blocks of nearly equal size n_k; g_k is the log
-    density's gradient on block k with its factor N/n_k. A step draws k uniformly and takes
+    For samplers it is algorithm 1 of Dubey et al. (2016).
+
+    The rows are split once, for every chain anew, into K = ceil(N/B) blocks of nearly equal size n_k; g_k is the
+    gradient on block k with its factor N/n_k. A step draws k uniformly and takes
 
         ``K (n_k/N) (g_k(z) - table_k) + sum_j (n_j/N) table_j``
 
@@ -103,7 +96,7 @@ class SAGA(PlainGradient):
 
     def init(self, state: State) -> State:
         """Blocks, and their gradients at ``state["z"]``: one gradient per block."""
-        n, chains = self.problem.n, len(state["z"])
+        n, chains = self.order.problem.n, len(state["z"])
         streams = [generator(self.order.seed, "member", k, "blocks") for k in range(chains)]
         rows = torch.stack([torch.randperm(n, generator=stream) for stream in streams])
         table = torch.stack([self.on(block)(state["z"])[1] for block in self._blocks(rows)], 1)
@@ -124,18 +117,18 @@ class SAGA(PlainGradient):
         table[:, state["saga.last"]] = state["saga.fresh"]
         blocks = self._blocks(state["saga.rows"])
         k = int(torch.randint(len(blocks), (), generator=state["saga.blocks"]))
-        density = self.on(blocks[k])
-        value, fresh = density(state["z"])
-        change = (fresh - table[:, k]) * (blocks[k].shape[1] / self.problem.n)
+        function = self.on(blocks[k])
+        value, fresh = function(state["z"])
+        change = (fresh - table[:, k]) * (blocks[k].shape[1] / self.order.problem.n)
         state.update({"saga.last": k, "saga.fresh": fresh, "saga.mean": mean + change})
-        return value, torch.add(mean, change, alpha=len(blocks)), density
+        return value, torch.add(mean, change, alpha=len(blocks)), function
 
     def _blocks(self, rows: Tensor) -> list[Tensor]:
-        return list(rows.tensor_split(blocks_of(self.problem.n, self.order.size), dim=1))
+        return list(rows.tensor_split(blocks_of(self.order.problem.n, self.order.size), dim=1))
 
     def _shares(self, like: Tensor) -> Tensor:
-        sizes = [block.shape[1] for block in self._blocks(torch.empty(1, self.problem.n))]
-        return torch.tensor(sizes, dtype=like.dtype, device=like.device) / self.problem.n
+        sizes = [block.shape[1] for block in self._blocks(torch.empty(1, self.order.problem.n))]
+        return torch.tensor(sizes, dtype=like.dtype, device=like.device) / self.order.problem.n
 
 
 def blocks_of(rows: int, batch_size: int | None) -> int:
@@ -143,7 +136,18 @@ def blocks_of(rows: int, batch_size: int | None) -> int:
     return -(-rows // (batch_size or rows))
 
 
-ESTIMATES: dict[str, Callable[[Problem, DataOrder], PlainGradient]] = {
+def with_variate(work: Work, gradient: Gradient, rows: int, batch_size: int) -> Work:
+    """What a fit with mini-batches evaluates and keeps, once its control variate is counted."""
+    if gradient == "svrg":
+        note = "counts three gradients a step: two on the batch, one of all rows an epoch"
+        return replace(work, calls=3 * work.calls, note=note)
+    if gradient == "saga":
+        table = work.chains * blocks_of(rows, batch_size)
+        return replace(work, draws=work.draws + table, note=f"memory includes SAGA's table of {table} gradients")
+    return work
+
+
+ESTIMATES: dict[str, Callable[[DataOrder, OnRows], PlainGradient]] = {
     "plain": PlainGradient,
     "svrg": SVRG,
     "saga": SAGA,

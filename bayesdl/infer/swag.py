@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +25,10 @@ from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.problem import Problem
 
 
+class NoGradientNoiseWarning(UserWarning):
+    """Iterates of a training with all rows at every step have no noise, so their spread means nothing."""
+
+
 @dataclass(frozen=True)
 class SWAG(Training):
     r"""A Gaussian with the moments of the iterates of training at a constant learning rate (Maddox et al., 2019).
@@ -41,8 +46,8 @@ class SWAG(Training):
     quadratic with curvature A of the loss per row and per-row gradient noise C, the stationary covariance V solves
     A V + V A = (rate / B) C to first order in the rate: with C = A it is ``rate / (2 B) 1``, whatever the posterior.
     Its size is set by ``rate`` and ``batch_size``: choose them on held-out rows. With all rows in a batch there is no
-    noise, and what is left is rounding. In epochs without replacement the noise of an epoch nearly cancels, and
-    iterates at the ends of epochs spread much less than with ``replacement=True``.
+    noise, and what is left is rounding: a ``NoGradientNoiseWarning`` says so. In epochs without replacement the noise
+    of an epoch nearly cancels, and iterates at the ends of epochs spread much less than with ``replacement=True``.
 
     The iterates are those of the density over z, Jacobian included, since q is a density over z.
 
@@ -93,6 +98,14 @@ class SWAG(Training):
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         engine = SWAGEngine(self, problem, run.seed, self.members, self.begin(problem, run, self.members))
+        if engine.order.size is None and problem.n > 1:
+            warnings.warn(
+                f"SWAG(batch_size={self.batch_size}) takes all {problem.n} rows at every step: its iterates have no "
+                "noise, and the covariance is that of rounding and of what is left of the way to the mode. Use a "
+                "smaller batch_size.",
+                NoGradientNoiseWarning,
+                stacklevel=4,
+            )
         state = run.drive(engine, problem.density)
         count = engine.taken(state["step"])
         if count < 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,8 +16,9 @@ from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.loop import Engine
-from bayesdl.infer.optimisers import slots_like, update
+from bayesdl.infer.optimisers import descend, slots_like
 from bayesdl.infer.schedules import Cosine, Schedule
+from bayesdl.infer.stochastic_gradient import ESTIMATES, PlainGradient
 from bayesdl.posterior.problem import Problem
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class TrainingEngine(Engine):
     State: z ``[M, D]`` the iterate; slot.* ``[M, D]`` the optimiser's moments; trace ``[M, total]`` the losses; order.*
     the data order.
 
-    What another method does otherwise is one of ``data_order``, ``batch``, ``value_and_grad`` and ``rate``.
+    What another method does otherwise is one of ``data_order``, ``batch``, ``value_and_grad``, ``estimate`` and
+    ``rate``.
     """
 
     method: Training
@@ -45,7 +48,7 @@ class TrainingEngine(Engine):
     own_batches: ClassVar[bool] = True  # every member has rows of its own
     label: str = field(init=False)
     total: int = field(init=False)
-    _announced: bool = field(default=False, init=False)
+    _announced: set[int | None] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         """Derive the data order, the number of steps and the learning rates."""
@@ -74,10 +77,22 @@ class TrainingEngine(Engine):
     def value_and_grad(self, z: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
         """What is maximised, ``[M]``, and its gradient ``[M, D]``."""
         per_chain = batch is not None and self.own_batches
-        if not self._announced:  # so that the density may compile itself
-            self.density.expect(self.total, z, batch, target=self.method.target, per_chain=per_chain)
-            self._announced = True
         return self.density.value_and_grad(z, batch, target=self.method.target, per_chain=per_chain)
+
+    def on_rows(self, state: State, z: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``value_and_grad`` on the rows ``[M, B]``, or on all of them."""
+        batch, size = self.batch(state, rows), None if rows is None else rows.shape[1]
+        if size not in self._announced:  # so that the density may compile itself
+            calls = self.total // self.order.batches if size is None else self.total
+            per_chain = batch is not None and self.own_batches
+            self.density.expect(calls, z, batch, target=self.method.target, per_chain=per_chain)
+            self._announced.add(size)
+        return self.value_and_grad(z, batch)
+
+    def estimate(self, state: State) -> tuple[Tensor, Tensor, State]:
+        """What is maximised, on the next mini-batch, ``[M]``; the direction to go; and what changes in the state."""
+        rows, moved = self.order.next(state)
+        return *self.on_rows(state, state["z"], rows), moved
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -86,16 +101,15 @@ class TrainingEngine(Engine):
     def step(self, state: State) -> State:
         """One update of every member."""
         step, n = state["step"], self.problem.density.n or 1
-        rows, moved = self.order.next(state)
-        value, gradient = self.value_and_grad(state["z"], self.batch(state, rows))
-        loss, gradient = -value / n, -gradient / n
+        value, gradient, moved = self.estimate(state)
+        loss, gradient = value / -n, gradient / -n
         rate = self.rate(step)
         self._require_finite(loss, gradient, step, rate)
         if self.method.clip_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
-        direction, slots = update(self.method.optimizer, gradient, state, step)
-        new = state | moved | slots | {"z": torch.add(state["z"], direction, alpha=-rate)}
+        z, slots = descend(self.method.optimizer, state["z"], gradient, state, step, rate)
+        new = state | moved | slots | {"z": z}
         new["trace"][:, step] = loss
         return new
 
@@ -157,7 +171,13 @@ class OptimiserEngine(TrainingEngine):
             state["best_loss"] = z.new_full((self.members,), math.inf)
             state["stale"] = torch.zeros(self.members, dtype=torch.int64, device=z.device)
             state["active"] = torch.ones(self.members, dtype=torch.bool, device=z.device)
-        return state
+        return state | self._variate(state).init(state)
+
+    def estimate(self, state: State) -> tuple[Tensor, Tensor, State]:
+        """With the method's control variate."""
+        changed = dict(state)
+        value, gradient, _ = self._variate(state).estimate(changed)
+        return value, gradient, changed
 
     def step(self, state: State) -> State:
         """One update; stopped members stay as they are."""
@@ -187,6 +207,10 @@ class OptimiserEngine(TrainingEngine):
         if self.held_out is not None:
             info["validation_nll"] = state["best_loss"].tolist()
         return info
+
+    def _variate(self, state: State) -> PlainGradient:
+        kind = self.method.gradient if self.order.size is not None else "plain"
+        return ESTIMATES[kind](self.order, partial(self.on_rows, state))
 
     def _candidate(self, state: State) -> Tensor:
         """The values that would be returned if the run ended here."""

@@ -23,6 +23,8 @@ from bayesdl.posterior.prediction import Prediction
 from bayesdl.posterior.problem import Problem
 
 SITE = "masks of dropout"
+MOST_BYTES = 4 * 2**30
+"""Of the masks of one prediction."""
 
 
 class DropoutPosterior(Posterior):
@@ -105,6 +107,12 @@ class DropoutPosterior(Posterior):
 
     def _masks(self, n: int, seed: int) -> Tensor:
         density = self.thinned.density
+        each = density.dim * density.dtype.itemsize
+        if n * each > MOST_BYTES:
+            raise MethodError(
+                f"{n} masks of {density.dim:,} units take {n * each / 2**30:,.1f} GiB, more than the "
+                f"{MOST_BYTES / 2**30:g} GiB that are allowed; use max_draws={max(1, MOST_BYTES // each)}."
+            )
         stream = generator(seed, "masks")
         noise = torch.rand(n, density.dim, generator=stream, dtype=density.dtype).to(density.device)
         return density.unconstrain({SITE: noise})

@@ -36,7 +36,9 @@ def as_prior(posterior: Posterior | Any) -> GaussianPosterior:
         names = [site.name for site in sites if bool(((bad >= site.start) & (bad < site.stop)).any())]
         raise MethodError(
             f"prior=: the posterior is a point at {len(bad)} of its {len(variances)} coordinates (in {names}); no data "
-            "could move these again. A prior needs a positive variance everywhere."
+            "could move these again, and a prior needs a positive variance everywhere. Fit the first data with a "
+            "method that is uncertain of them (MeanFieldVI, or Laplace(structure='full', curvature='hessian')), or "
+            "give the likelihood a known noise, as in likelihoods.Gaussian(noise=0.5)."
         )
     return posterior
 

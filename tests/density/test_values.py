@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from bayesdl.density import LogDensity
+from bayesdl.errors import ModelError
 from tests.density.programs import CASES, Case
 
 RTOL = 1e-10
@@ -220,3 +223,47 @@ def test_a_prior_that_depends_on_a_shared_discrete_latent_is_no_gaussian_with_co
         torch.testing.assert_close(density.log_density(z), expected)
         torch.testing.assert_close(density.value_and_grad(z)[0], expected)
         assert density.gaussian_prior() is None
+
+
+def _mixture(components: Any, weights: tuple[int, ...] = (2,)) -> Any:
+    return dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7]).double().expand(weights)), components)
+
+
+TWO = torch.tensor([0.5, 2.0], dtype=torch.float64)
+MIXTURES = {
+    "reals": (lambda: _mixture(dist.Normal(TWO, TWO)), ()),
+    "vectors": (lambda: _mixture(dist.Normal(TWO[:, None].expand(2, 3), 1.0).to_event(1)), (3,)),
+    "rows": (lambda: _mixture(dist.Normal(TWO.expand(3, 2), 1.0), (3, 2)).to_event(1), (3,)),
+    "positive": (lambda: _mixture(dist.Gamma(TWO, 1.0)), ()),
+    "simplex": (lambda: _mixture(dist.Dirichlet(TWO[:, None].expand(2, 3))), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_as_prior(name: str) -> None:
+    make, shape = MIXTURES[name]
+
+    def program(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", make())
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x * w.sum(), 1.0), obs=y)
+
+    x, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    density = LogDensity(program, {"x": x, "y": y})
+    z = density.prior_draws(4)
+    w = density.constrain(z)["w"]
+    assert w.shape == (4, *shape)
+    likelihood = torch.stack([torch.distributions.Normal(x * one.sum(), 1.0).log_prob(y).sum() for one in w])
+    prior = torch.stack([make().log_prob(one).sum() for one in w])
+    value, gradient = density.value_and_grad(z)
+    torch.testing.assert_close(value, likelihood + prior + density.log_abs_det(z))
+    assert gradient.isfinite().all()
+
+
+def test_a_mixture_over_several_supports_is_refused() -> None:
+    def program(law: Any) -> None:
+        pyro.sample("w", law)
+
+    law = _mixture(dist.Uniform(torch.zeros(2, dtype=torch.float64), TWO))
+    with pytest.raises(ModelError, match="mixture at site 'w' have different supports"):
+        LogDensity(program, {"law": law})

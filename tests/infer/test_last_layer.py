@@ -112,6 +112,52 @@ def test_the_evidence_is_that_of_the_raw_targets() -> None:
     assert found.info["log_evidence"] == pytest.approx(evidence - 32 * math.log(float(data.y.std(correction=0))))
 
 
+@pytest.mark.parametrize("rows", [8, 200])
+def test_the_noise_is_integrated_over(rows: int) -> None:
+    """Against a fine sum over noise levels of exact regressions; few rows leave the noise open."""
+    x = randn(rows, 2)
+    y = x @ torch.tensor([1.0, -0.5], dtype=DOUBLE) + 0.6 * randn(rows)
+    prior = dist.LogNormal(-1.0, 1.0)
+    net = nn.Sequential(nn.Linear(2, 1, bias=False)).double()
+    model = bdl.BayesianNetwork(net, bdl.priors.Normal(1.5), bdl.likelihoods.Gaussian(noise=prior))
+    levels, weights = torch.linspace(-4, 4, 801, dtype=DOUBLE), []
+    moments: list[tuple[Tensor, Tensor]] = []
+    for level in levels.tolist():
+        noise = math.exp(level)
+        precision = x.T @ x / noise**2 + torch.eye(2, dtype=DOUBLE) / 1.5**2
+        mean = torch.linalg.solve(precision, x.T @ y / noise**2)
+        residual = (y.square().sum() / noise**2 - mean @ precision @ mean) / 2
+        log_det = rows * math.log(2 * math.pi * noise**2) + float(torch.logdet(precision)) + 4 * math.log(1.5)
+        moments.append((mean, torch.linalg.inv(precision)))
+        weights.append(
+            float(-log_det / 2 - residual) + float(prior.log_prob(torch.tensor(noise, dtype=DOUBLE))) + level
+        )
+    log_weights = torch.tensor(weights, dtype=DOUBLE)
+    share = log_weights.softmax(0)
+    means, covariances = (torch.stack([pair[k] for pair in moments]) for k in range(2))
+    mean = share @ means
+    away = means - mean
+    covariance = (share[:, None, None] * (covariances + away[:, :, None] * away[:, None, :])).sum(0)
+
+    found = bdl.fit(model, (x, y), bdl.LastLayer(noise_levels=40))
+    assert found.info["log_evidence"] == pytest.approx(float(log_weights.logsumexp(0)) + math.log(8 / 800), abs=1e-8)
+    laws = found.laws
+    torch.testing.assert_close(torch.stack([law.mean[:2] for law in laws]).mean(0), mean, rtol=0, atol=2e-3)
+    spread = torch.stack([law.covariance.dense()[:2, :2] for law in laws]).mean(0)
+    torch.testing.assert_close(spread, covariance, rtol=0.03, atol=1e-3)
+    inside = torch.tensor(found.info["noise_levels"]).log()
+    assert float(inside.mean()) == pytest.approx(float(share @ levels), abs=3e-3)
+    sd = float((share @ (levels - share @ levels).square()).sqrt())
+    assert float(inside.std()) == pytest.approx(sd, rel=0.04)
+    # Where the noise is open, the highest evidence is too sure of the weights.
+    one = bdl.fit(model, (x, y), bdl.LastLayer()).law.covariance.dense()[:2, :2]
+    assert bool(one.trace() < 0.9 * spread.trace()) == (rows == 8)
+    again = bdl.fit(model, (x, y), bdl.LastLayer(noise_levels=40), prior=None)
+    assert torch.equal(again.laws[7].mean, laws[7].mean)
+    known = bdl.fit(conjugate().network(), conjugate().data, bdl.LastLayer(noise_levels=40))
+    torch.testing.assert_close(known.mean, conjugate().mean())
+
+
 def test_noise_and_prior_scale_have_the_highest_evidence() -> None:
     x = randn(40, 3)
     y = torch.sin(x[:, 0]) + 0.3 * randn(40)

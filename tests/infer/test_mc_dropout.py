@@ -285,3 +285,9 @@ def test_masks_as_data_are_the_density_that_the_network_in_training_mode_has() -
     law = torch.distributions.Normal(torch.zeros((), dtype=DOUBLE), case.sigma)
     prior = torch.distributions.Normal(torch.zeros((), dtype=DOUBLE), 0.4)
     torch.testing.assert_close(value, law.log_prob(residual).sum(1) + prior.log_prob(z).sum(1))
+
+
+def test_more_masks_than_memory_are_refused_with_the_number_that_fits() -> None:
+    posterior = dropped(0.3, torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    with pytest.raises(MethodError, match=r"10000000000 masks of 3 units take 223\.5 GiB.*use max_draws=178956970"):
+        posterior.predict(rows(4, 3), max_draws=10_000_000_000)

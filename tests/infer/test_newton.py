@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,9 +11,9 @@ import torch
 from torch import Tensor
 
 import bayesdl as bdl
-from bayesdl.density import LogDensity
+from bayesdl.curvature.products import fisher_products
 from bayesdl.errors import MethodError
-from bayesdl.infer.newton import conjugate_gradients, hessian_product
+from bayesdl.infer.newton import conjugate_gradients
 from tests.cases import DOUBLE, conjugate, dataset, network
 
 STREAM = torch.Generator().manual_seed(9)
@@ -19,25 +21,6 @@ STREAM = torch.Generator().manual_seed(9)
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=STREAM, dtype=DOUBLE)
-
-
-def test_hessian_products_are_those_of_the_dense_hessian() -> None:
-    data, model = dataset("binary"), network("binary")
-    problem = bdl.posterior.prepare(model, data)
-    z, v = 0.5 * randn(2, problem.density.dim), randn(2, problem.density.dim)
-    found = hessian_product(problem.density, z, v, "joint")
-    x, y = problem.batch["x"], problem.batch["y"]
-
-    def joint(row: Tensor) -> Tensor:
-        """By hand: three erf units, one logit, N(0, 1 / fan-in) weights and N(0, 1) biases."""
-        first, bias, second, last = row.split([9, 3, 3, 1])
-        f = torch.erf(x @ first.reshape(3, 3).T + bias) @ second + last
-        sd = torch.cat([torch.full((9,), 3**-0.5), torch.ones(3), torch.full((3,), 3**-0.5), torch.ones(1)]).double()
-        likelihood = torch.distributions.Bernoulli(logits=f).log_prob(y.double()).sum()
-        return likelihood - 0.5 * (row / sd).square().sum()
-
-    want = torch.stack([torch.autograd.functional.hessian(joint, row) @ w for row, w in zip(z, v, strict=True)])
-    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
 
 
 def test_conjugate_gradients_solve_within_the_radius() -> None:
@@ -60,16 +43,21 @@ def test_conjugate_gradients_solve_within_the_radius() -> None:
     torch.testing.assert_close(gain, gradient.norm(dim=1) + 0.5)
 
 
-def test_a_quadratic_is_solved_in_one_step() -> None:
-    found = bdl.fit(conjugate().network(), conjugate().data, bdl.MAP(steps=1, optimizer="newton"))
+@pytest.mark.parametrize("optimizer", ["newton", "gauss_newton"])
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_a_quadratic_is_solved_in_one_step(optimizer: str, batch_size: int | None) -> None:
+    method = bdl.MAP(steps=1, optimizer=optimizer, batch_size=batch_size)
+    found = bdl.fit(conjugate().network(), conjugate().data, method)
     torch.testing.assert_close(found.draws()["weight"].flatten(), conjugate().mean(), rtol=0, atol=1e-7)
     adam = bdl.fit(conjugate().network(), conjugate().data, bdl.MAP(steps=1))
     assert (adam.draws()["weight"].flatten() - conjugate().mean()).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["binary", "regression"])
-def test_networks_reach_a_stationary_point(kind: str) -> None:
-    found = bdl.fit(network(kind), dataset(kind), bdl.DeepEnsemble(members=3, steps=200, optimizer="newton"))
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("binary", "newton"), ("regression", "newton"), ("classes", "gauss_newton")]
+)
+def test_networks_reach_a_stationary_point(kind: str, optimizer: str) -> None:
+    found = bdl.fit(network(kind), dataset(kind), bdl.DeepEnsemble(members=3, steps=300, optimizer=optimizer))
     assert found.info["converged"] == [True, True, True]
     z = found.unconstrained_draws()
     density = found.problem.density
@@ -77,6 +65,93 @@ def test_networks_reach_a_stationary_point(kind: str) -> None:
     assert gradient.abs().max() < 1e-3
     start = bdl.fit(network(kind), dataset(kind), bdl.DeepEnsemble(members=3, steps=1, learning_rate=1e-9))
     assert (value > density.value_and_grad(start.unconstrained_draws(), target="joint")[0]).all()
+
+
+def logistic(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1], dtype=DOUBLE), 2.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
+
+
+def test_the_error_is_squared_at_every_step() -> None:
+    """C11-19: logistic regression, against Newton's method by hand; the Hessian is the Fisher information here."""
+    x = randn(40, 4)
+    y = (x[:, 0] + randn(40) > 0).double()
+
+    def derivatives(w: Tensor) -> tuple[Tensor, Tensor]:
+        p = torch.sigmoid(x @ w)
+        return x.T @ (p - y) + w / 4, (x.T * (p * (1 - p))) @ x + torch.eye(4, dtype=DOUBLE) / 4
+
+    mode = torch.zeros(4, dtype=DOUBLE)
+    for _ in range(20):
+        slope, matrix = derivatives(mode)
+        mode = mode - torch.linalg.solve(matrix, slope)
+    start = {"w": mode + 0.3}
+    for optimizer in ("newton", "gauss_newton"):
+        path: list[Tensor] = []
+        method = bdl.MAP(steps=4, optimizer=optimizer)
+        bdl.fit(
+            logistic, (x, y), method, init=start, callback=lambda state, path=path: bool(path.append(state["z"][0]))
+        )
+        by_hand = mode + 0.3
+        for z in path[:3]:
+            slope, matrix = derivatives(by_hand)
+            by_hand = by_hand - torch.linalg.solve(matrix, slope)
+            torch.testing.assert_close(z, by_hand, rtol=0, atol=1e-6)
+        errors = [0.6, *(float((z - mode).norm()) for z in path)]
+        for before, after in itertools.pairwise(errors[:4]):
+            assert after < max(before**2, 1e-6)
+        assert errors[1] > 1e-4  # it had something to square
+
+
+def test_a_saddle_is_where_newton_jumps_and_what_damping_leaves() -> None:
+    """A6-03, S-25, T3-11: (x^2 - y^2) / 2 has no minimum; (x^2 - y^2) / 2 + y^4 / 4 has two, and a saddle between."""
+
+    def saddle() -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=DOUBLE), 1e4).to_event(1))
+        pyro.factor("loss", -0.5 * (w[0] ** 2 - w[1] ** 2) - w[1] ** 4 / 4)
+
+    start = {"w": torch.tensor([1.0, 1e-6], dtype=DOUBLE)}
+    gradient, hessian = start["w"] * torch.tensor([1.0, -1.0]), torch.diag(torch.tensor([1.0, -1.0], dtype=DOUBLE))
+    assert (start["w"] - torch.linalg.solve(hessian, gradient)).abs().max() < 1e-15  # undamped: at the saddle
+    found = bdl.fit(saddle, {}, bdl.MaximumLikelihood(steps=60, optimizer="newton"), init=start)
+    torch.testing.assert_close(found.draws()["w"][0].abs(), torch.tensor([0.0, 1.0], dtype=DOUBLE), rtol=0, atol=1e-6)
+
+
+def test_a_natural_gradient_does_not_depend_on_the_coordinates() -> None:
+    """A8-09: steps of F^-1 grad in p and in logit p give the same p, up to the square of the step size."""
+    y = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0], dtype=DOUBLE)
+
+    def in_p(y: Tensor) -> None:
+        p = pyro.param("p", torch.tensor(0.3, dtype=DOUBLE))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Bernoulli(probs=p), obs=y)
+
+    def in_logit(y: Tensor) -> None:
+        logit = pyro.param("logit", torch.tensor(0.3, dtype=DOUBLE).logit())
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=logit), obs=y)
+
+    gaps = []
+    for rate in (1e-1, 1e-2, 1e-3):
+        ends = []
+        for model, back in ((in_p, lambda z: z), (in_logit, torch.sigmoid)):
+            problem = bdl.posterior.prepare(model, {"y": y})
+            z = problem.density.prior_draws(1)
+            value = fisher_products(problem, z, "likelihood")(torch.ones_like(z))
+            _, gradient = problem.density.value_and_grad(z, target="likelihood")
+            ends.append(float(back(z + rate * gradient / value)))
+        assert abs(ends[0] - 0.3 - rate * (0.6 - 0.3)) < 1e-12  # F = n / (p (1 - p)): the step is towards the mean
+        gaps.append(abs(ends[1] - ends[0]))
+    assert gaps[0] == pytest.approx(100 * gaps[1], rel=0.05)
+    assert gaps[1] == pytest.approx(100 * gaps[2], rel=0.05)
+
+
+def switch(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros((), dtype=DOUBLE), 1.0))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5, dtype=DOUBLE)))
+        pyro.sample("y", dist.Normal(w * x * k, 1.0), obs=y)
 
 
 def double_well(x: Tensor, y: Tensor | None = None) -> None:
@@ -119,7 +194,7 @@ def test_weight_decay_shrinks_by_the_share_of_the_curvature() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(MethodError, match="'newton'.*all rows.*batch_size"):
-        bdl.MAP(optimizer="newton", batch_size=5)
-    density = LogDensity(conjugate().network(), {"x": conjugate().x, "y": conjugate().y})
-    assert hessian_product(density, randn(2, 3), torch.zeros(2, 3, dtype=DOUBLE), "joint").abs().max() == 0
+    with pytest.raises(MethodError, match="'newton'.*all rows.*clip_norm.*gradient"):
+        bdl.MAP(optimizer="newton", batch_size=5, clip_norm=1.0, gradient="saga")
+    with pytest.raises(MethodError, match="Fisher information: .*'k'.* discrete latents.*'newton'"):
+        bdl.fit(switch, (randn(6), randn(6)), bdl.MAP(optimizer="gauss_newton"))

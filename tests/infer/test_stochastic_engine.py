@@ -95,7 +95,12 @@ def test_estimates_are_unbiased(gradient: Any) -> None:
     # over an epoch of plain and SVRG batches that holds all rows, and over the blocks of SAGA, which are uneven
     problem, size = regression(), 7 if gradient == "saga" else 10
     order = DataOrder(problem, size, 2, 0)
-    estimate = ESTIMATES[gradient](problem, order)
+
+    def on_rows(z: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch = None if rows is None else problem.minibatch(rows)
+        return problem.density.value_and_grad(z, batch, per_chain=batch is not None)
+
+    estimate = ESTIMATES[gradient](order, on_rows)
     begin = problem.density.prior_draws(2, 0)
     state = {"z": begin, **order.init()}
     state |= estimate.init(state)

@@ -15,6 +15,7 @@ from torch import Tensor
 import bayesdl as bdl
 from bayesdl.errors import MethodError
 from bayesdl.infer.schedules import Constant
+from bayesdl.infer.swag import NoGradientNoiseWarning
 from bayesdl.posterior import GaussianPosterior, MixturePosterior
 from tests.cases import conjugate
 from tests.infer.linear_laws import regression_law
@@ -101,7 +102,8 @@ def test_mean_and_covariance_are_over_z_where_the_density_has_its_mode() -> None
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(x.new_zeros(()) * s, 1.0), obs=x)  # the data say nothing
 
-    posterior = bdl.SWAG(steps=200, batch_size=None, learning_rate=0.1).fit(program, {"x": torch.zeros(5).double()})
+    with pytest.warns(NoGradientNoiseWarning, match="all 5 rows at every step"):
+        posterior = bdl.SWAG(steps=200, batch_size=None, learning_rate=0.1).fit(program, {"x": torch.zeros(5).double()})
     assert float(posterior.mean) == pytest.approx(0.3, abs=1e-3)
     # without mini-batches there is no noise, and no spread beside rounding
     assert float(posterior.sd) < 1e-2
