@@ -46,7 +46,12 @@ def spread(values: Sequence[float], digits: int = 3, sign: bool = False) -> str:
 
 def settings(results: Sequence[dict[str, Any]]) -> str:
     """The settings that were chosen most often, with their counts where there is more than one result."""
-    counts = Counter(", ".join(f"{name}={value:.3g}" for name, value in r["chosen"].items()) for r in results)
+    counts = Counter(", ".join(f"{name}={_short(value)}" for name, value in r["chosen"].items()) for r in results)
     if len(results) == 1:
         return next(iter(counts))
     return "; ".join(f"{shown} ({count})" for shown, count in counts.most_common(2))
+
+
+def _short(value: float) -> str:
+    """Whole numbers as they are, others to three digits."""
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
