@@ -24,6 +24,7 @@ from bayesdl.infer.starts import start
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.placed import Placed
 from bayesdl.posterior.problem import Problem
 
 NEWTON = 4  # steps of Newton's method at the end, where the precision is written out
@@ -61,14 +62,15 @@ class Laplace(Optimiser):
             whose training was stopped early (``info["mode_distance"]`` then tells how far from a mode).
         predictive: "linearised", "sampled" (weights drawn from q), or "auto": the first for networks.
         tune: "prior" multiplies the precision of a Gaussian prior by the number that maximises the evidence, "layers"
-            by one number for each layer; a Gaussian likelihood's unknown noise is set along with it. The mode is found
-            again after each change, until the gradient by the logarithm of every number is below 1e-3. Then
-            ``info["interior"]`` is true, if no number is at its bound and ``info["mode_distance"]`` is below 0.1; where
-            only the last fails, more ``polish`` is needed.
-            The dependence of the curvature on the mode is left out, as usual, so in a strongly nonlinear network the
-            point found need not be where the evidence of refitted modes is highest: compare ``info["log_evidence"]``
-            with that of a few priors.
+            by one number for each layer; a Gaussian likelihood's unknown noise is set along with it. The evidence is
+            that of modes that are found again for every choice, so its gradient counts how the curvature moves with the
+            mode, and no round may lower it (``infer.evidence``). ``info["interior"]`` is true where that gradient is
+            below 1e-3, no number at its bound, and ``info["mode_distance"]`` below 0.1; where it is not, more
+            ``polish`` may help. Networks with kinks (relu) have modes on them, which no smooth optimiser reaches well.
+            Cost: 1 + 2 G searches for a mode a round, with G numbers.
         rounds: most changes of the prior.
+
+    Source: MacKay (1992); Immer et al. (2021) for networks, who leave the mode's movement out.
     """
 
     name: ClassVar[str] = "Laplace"
@@ -135,11 +137,12 @@ class Laplace(Optimiser):
         z = start(problem, run, 1)[0]
         return self.polished(problem, z, run), {}
 
-    def polished(self, problem: Problem, z: Tensor, run: Run) -> Tensor:
-        """``z [D]`` after L-BFGS with all rows."""
+    def polished(self, problem: Problem, z: Tensor, run: Run, spread: Placed | None = None) -> Tensor:
+        """``z [D]`` after L-BFGS with all rows, in the units of a Laplace covariance from near by, if there is one."""
         if not self.polish:
             return z
-        engine = LBFGSEngine(self.name, problem, self.target, self.polish, 1, lambda: z[None])
+        units = None if spread is None else spread.filled(problem.density.prior_scale)
+        engine = LBFGSEngine(self.name, problem, self.target, self.polish, 1, lambda: z[None], units)
         state = run.drive(engine, problem.density)
         self._require_all(run)
         return engine.result(state)[0]

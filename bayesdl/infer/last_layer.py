@@ -12,7 +12,7 @@ from torch import Tensor
 from bayesdl.density import LogDensity
 from bayesdl.density.sites import Site
 from bayesdl.errors import MethodError, ModelError
-from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, not_a_regression, prior_of
+from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, noise_site, not_a_regression, prior_of
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Work
 from bayesdl.infer.optimise import Optimiser
@@ -88,8 +88,8 @@ class LastLayer(Optimiser):
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         density, part = problem.density, _layer(problem.density)
-        noise_site = next((site for site in density.sites if site.name == "noise"), None)
-        z, info = self._train(problem, run, part, noise_site)
+        noise_at = noise_site(density)
+        z, info = self._train(problem, run, part, noise_at)
         prior = prior_of(density, part, z)
         assert prior is not None  # applies_to has asked
         regression = _regression(problem, z, prior)
@@ -101,7 +101,7 @@ class LastLayer(Optimiser):
             "log_evidence": float(evidence) - regression.count * float(problem.scaler.y_scale.log()),
         }
         law = regression.posterior(noise, scale)
-        if noise_site is not None:
+        if noise_at is not None:
             z = density.unconstrain(density.constrain(z) | {"noise": z.new_tensor(noise)})
         if scale != 1:
             own = density.gaussian_prior()
