@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from bayesdl.curvature.hessian import hessian
+from bayesdl.curvature.kernel import places, training_rows
 from bayesdl.curvature.kfac import factors, rescaled
 from bayesdl.curvature.layers import Layer, layers_of
 from bayesdl.curvature.outputs import Curvature, NetworkOutputs
-from bayesdl.curvature.spectrum import Block, Few, Full, Product, Separate
+from bayesdl.curvature.spectrum import Block, Few, Full, Functional, Product, Separate
 from bayesdl.curvature.sums import coordinates, dense, diagonal, top
 from bayesdl.density import Site
 from bayesdl.density.sites import random_sites
@@ -24,9 +25,9 @@ from bayesdl.posterior.covariance import Diagonal
 from bayesdl.posterior.prior import prior_law
 from bayesdl.posterior.problem import Problem
 
-STRUCTURES = ("full", "diag", "kron", "ekfac", "low_rank")
+STRUCTURES = ("full", "functional", "diag", "kron", "ekfac", "low_rank")
 FULL_UP_TO = 1000
-"""Unknowns up to which "auto" writes the matrix out."""
+"""Unknowns up to which "auto" writes the matrix out, or rows times outputs up to which it takes their kernel."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,7 @@ def choose(
     elif _is_coupled(problem) or sum(site.size for site in weights) <= FULL_UP_TO:
         found = "full"
     else:
-        start = problem.density.prior_draws(1)[0]
-        at = NetworkOutputs(problem, start)
-        layers, _ = layers_of(at, weights)
-        sd = prior_scales(problem, start)
-        found = "kron" if layers and all(_columns(layer, sd) is not None for layer in layers) else "diag"
+        found = _structure_for_many(problem, weights)
     if found != "full" and kind == "hessian":
         raise MethodError("An exact Hessian is written out: curvature='hessian' has structure='full'.")
     if not sites:
@@ -110,6 +107,16 @@ def choose(
     points = tuple(site.name for site in problem.density.sites if site.name not in random)
     hyper = tuple(site for site in sites if network and site.name not in names)
     return Choice(found, kind, network, tuple(sites), hyper, points, rank, batch_size)
+
+
+def _structure_for_many(problem: Problem, weights: list[Site]) -> str:
+    """What "auto" is where the matrix is too large to be written out."""
+    start = problem.density.prior_draws(1)[0]
+    network, sd = NetworkOutputs(problem, start), prior_scales(problem, start)
+    layers, _ = layers_of(network, weights)
+    if problem.n * network.event_shape.numel() <= FULL_UP_TO and bool(sd[coordinates(weights, start)].isfinite().all()):
+        return "functional"
+    return "kron" if layers and all(_columns(layer, sd) is not None for layer in layers) else "diag"
 
 
 def precision(problem: Problem, z: Tensor, choice: Choice) -> list[Block]:
@@ -190,6 +197,11 @@ def _of_network(network: NetworkOutputs, weights: list[Site], choice: Choice, sd
         if not proper:
             _require_positive(found, weights, "The sum of likelihood and prior")
         return [found]
+    if choice.structure == "functional":
+        _require_proper(sd[place], choice.structure)
+        parts = layers_of(network, weights)
+        place = places(network, parts)
+        return [Functional.of(training_rows(network, parts, sd, kind, size), place, sd[place], "weights")]
     if choice.structure == "low_rank":
         _require_proper(sd[place], choice.structure)
         scale = torch.zeros_like(sd)

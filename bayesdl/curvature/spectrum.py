@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kronecker
+from bayesdl.posterior.dual import Dual, Rows, kernel
 from bayesdl.posterior.placed import Placed, Spectral
 
 
@@ -36,11 +37,6 @@ class Block(ABC):
     group: str
     prior: bool
     values: Tensor
-
-    @property
-    def zeros(self) -> int:
-        """Eigenvalues that are 0 and not in ``values``."""
-        return len(self.place) - self.values.numel()
 
     @property
     def added(self) -> float:
@@ -125,6 +121,24 @@ class Few(Block):
     def covariance(self) -> Covariance:
         """The prior's, less what the few directions say."""
         return Spectral(self.basis, self._variances(), self.scale.new_tensor(1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Functional(Block):
+    """A matrix ``F^T F`` of M rows by the eigenvectors ``vectors [M, M]`` of their kernel; the values are ``[M]``."""
+
+    rows: tuple[Rows, ...]
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, rows: tuple[Rows, ...], place: Tensor, scale: Tensor, group: str) -> Functional:
+        """From rows F in units of the prior."""
+        values, vectors = torch.linalg.eigh(kernel(rows, rows).double())
+        return cls(place, scale, group, True, values.clamp(min=0), rows, vectors.to(scale.dtype))
+
+    def covariance(self) -> Covariance:
+        """By the kernel."""
+        return Dual(self.rows, self.values.to(self.scale.dtype), self.vectors)
 
 
 def covariance_of(blocks: Sequence[Block], dim: int) -> Placed:

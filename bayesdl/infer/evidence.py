@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
 from bayesdl.curvature.precision import Choice, precision
 from bayesdl.curvature.spectrum import Block, covariance_of, log_evidence
@@ -16,6 +17,7 @@ from bayesdl.curvature.sums import coordinates
 from bayesdl.errors import MethodError
 from bayesdl.infer.linear_gaussian import noise_site
 from bayesdl.infer.loop import Run
+from bayesdl.infer.newton import conjugate_gradients, hessian_product
 from bayesdl.posterior.placed import Placed
 from bayesdl.posterior.problem import Problem
 
@@ -24,11 +26,13 @@ SETTLED = 1e-3
 MOST = 1e8
 """Largest factor, or its inverse, on the precision of the prior that the model came with."""
 NOTHING = 1e-6
-"""Nats by which the evidence may fall in a round: where it is flat, the measured drift and it need not agree."""
+"""Nats by which the evidence may fall in a round: where it is flat, it and its gradient need not agree."""
 LONGEST = 2.0
 """Largest change of a logarithm in one round."""
 STIFFNESS = 100.0
 """Of what holds the noise, in units of the likelihood's own curvature by log sigma."""
+FAR = 1e4
+"""Times as far as the approximation foretells: where the search for a mode's movement gives up."""
 HALVINGS = 6
 """Tries to raise the evidence along one direction."""
 
@@ -99,8 +103,8 @@ class ProfileEvidence:
 
     The drift is what the mode does to the evidence by moving: ``-1/2 d log det P / dz . dz* / d log lambda``. MacKay
     (1992) and Immer et al. (2021) leave it out, and in a strongly nonlinear network what is then called a maximum may
-    be worse than where it began. Here it is measured, by central differences between modes that are found again at
-    either side. For linear models it is 0.
+    be worse than where it began. Here it is computed: the mode's movement by implicit differentiation, and log det P by
+    central differences along it. For linear models it is 0.
 
     Args:
         problem: with a Gaussian prior over all unknowns.
@@ -130,9 +134,8 @@ class ProfileEvidence:
         self.centre, self.sd = prior
         site = noise_site(self.problem.density)
         self.noise = None if site is None else site.start
-        # Half the width of the differences: 0.02 in double precision, where modes are found better, and 0.2 in single.
-        self.width = torch.finfo(self.sd.dtype).eps ** 0.11
-        self.targets = 0 if site is None else self.problem.batch[str(self.problem.y_name)].numel()
+        self.bend = 0.0 if site is None else 2.0 * self.problem.batch[str(self.problem.y_name)].numel()
+        self.held = STIFFNESS * self.bend
 
     def first(self, z: Tensor) -> Point:
         """Under the prior that the model came with, at its mode z."""
@@ -167,26 +170,49 @@ class ProfileEvidence:
             bends.append(0.5 * (square + self.effective(point, name)))
         if self.noise is not None:
             slopes.append(point.effective + self._slope_by_noise(point))
-            bends.append(2.0 * self.targets)
+            bends.append(self.bend)
         return torch.tensor(slopes, dtype=torch.float64), torch.tensor(bends, dtype=torch.float64)
 
     def drift(self, point: Point) -> Tensor:
-        """What the fixed mode leaves out of the gradient, ``[G]``: two modes for each number."""
+        """What the fixed mode leaves out of the gradient, ``[G]``: differences of log det P as the mode moves."""
+        moves, size = self.movements(point), torch.finfo(point.z.dtype).eps ** 0.25
         found = []
-        for k in range(len(point.numbers)):
-            log_dets, logs = [], []
-            for sign in (-1.0, 1.0):
-                numbers = point.numbers.clone()
-                numbers[k] += sign * self.width
-                moved = self._point(point.numbers, self.mode(numbers, point))
-                log_dets.append(moved.log_det)
-                logs.append(0.0 if self.noise is None else float(moved.z[self.noise]))
-            by_mode, by_noise = -0.5 * (log_dets[1] - log_dets[0]), logs[1] - logs[0]
+        for k, move in enumerate(moves):
+            low, high = (self._point(point.numbers, point.z + sign * size * move).log_det for sign in (-1.0, 1.0))
+            by_mode = -0.5 * (high - low) / (2.0 * size)
+            by_noise = 0.0 if self.noise is None else float(move[self.noise])
             if k == len(self.groups):
                 found.append(by_mode / by_noise - point.effective)
             else:
-                found.append((by_mode + self._slope_by_noise(point) * by_noise) / (2.0 * self.width))
+                found.append(by_mode + self._slope_by_noise(point) * by_noise)
         return torch.tensor(found, dtype=torch.float64)
+
+    def movements(self, point: Point) -> Tensor:
+        """``dz* / d number``, ``[G, D]``: minus the inverse Hessian times the gradient's derivatives by the numbers.
+
+        By conjugate gradients on products with the exact Hessian, in units of the approximation, so that a few dozen
+        do. Where the Hessian is not negative along the way, the approximation itself stands for its inverse.
+        """
+        density, sd = self.working(point.numbers).density, self._sd(point.numbers)
+        forces = point.z.new_zeros(len(point.numbers), len(point.z))
+        for k, place in enumerate(self.groups.values()):
+            forces[k, place] = (self.centre[place] - point.z[place]) / sd[place].square()
+        if self.noise is not None:
+            forces[-1, self.noise] = self.held
+        spread = covariance_of(point.blocks, len(point.z)).filled(sd)
+        z, nowhere = point.z.expand_as(forces), forces.new_zeros(len(forces), spread.noise_dim)
+        pull = vjp(spread.scaled, nowhere)[1]
+
+        def product(u: Tensor) -> Tensor:
+            found: Tensor = -pull(hessian_product(density, z, spread.scaled(u), "posterior"))[0]
+            return found
+
+        direct = pull(forces)[0]
+        edge = FAR * torch.linalg.vector_norm(direct, dim=1)
+        solved, _ = conjugate_gradients(product, -direct, edge)
+        lost = torch.linalg.vector_norm(solved, dim=1) > 0.5 * edge
+        found: Tensor = spread.scaled(torch.where(lost[:, None], direct, solved))
+        return found
 
     def effective(self, point: Point, name: str) -> float:
         """The part of gamma that belongs to one group."""
@@ -207,9 +233,9 @@ class ProfileEvidence:
         """The same with the noise held."""
         centre, sd = self.centre.clone(), self._sd(numbers)
         if self.noise is not None:
-            own, held = float(sd[self.noise]) ** -2, STIFFNESS * 2.0 * self.targets
-            centre[self.noise] = (own * float(centre[self.noise]) + held * float(numbers[-1])) / (own + held)
-            sd[self.noise] = (own + held) ** -0.5
+            own = float(sd[self.noise]) ** -2
+            centre[self.noise] = (own * float(centre[self.noise]) + self.held * float(numbers[-1])) / (own + self.held)
+            sd[self.noise] = (own + self.held) ** -0.5
         return self._with(centre, sd)
 
     def _sd(self, numbers: Tensor) -> Tensor:
