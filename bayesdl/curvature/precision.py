@@ -131,7 +131,8 @@ def precision(problem: Problem, z: Tensor, choice: Choice) -> list[Block]:
     weights = [site for site in choice.random if site not in choice.hyper]
     blocks: list[Block] = []
     if weights and _is_coupled(problem):
-        blocks.append(_under_coupled_prior(network, weights, choice))
+        prior = _coupled_precision(problem, weights, choice.structure)
+        blocks.append(_with_prior(network, weights, choice, prior))
     elif weights:
         blocks += _of_network(network, weights, choice, prior_scales(problem, z))
     if choice.hyper:
@@ -148,20 +149,28 @@ def _is_coupled(problem: Problem) -> bool:
     return law is not None and not isinstance(law.covariance, Diagonal)
 
 
-def _under_coupled_prior(network: NetworkOutputs, weights: list[Site], choice: Choice) -> Full:
-    """The precision of likelihood and prior, written out."""
-    law = prior_law(network.problem.density)
+def _coupled_precision(problem: Problem, weights: list[Site], structure: str) -> Tensor:
+    """The precision of a prior that couples coordinates, by some of them, ``[R, R]``."""
+    law = prior_law(problem.density)
     assert law is not None  # _is_coupled has looked
-    if choice.structure != "full":
+    if structure != "full":
         raise MethodError(
-            f"structure={choice.structure!r} needs a prior with independent coordinates, and prior= couples them "
+            f"structure={structure!r} needs a prior with independent coordinates, and prior= couples them "
             f"({type(law.covariance).__name__}): use structure='full', or structure='diag' in the earlier fit."
         )
-    place = coordinates(weights, network.z)
+    place = coordinates(weights, law.mean)
     rows = torch.zeros(len(place), law.dim, dtype=law.mean.dtype, device=law.mean.device)
     rows[torch.arange(len(place)), place] = 1.0
-    matrix = dense(network, weights, choice.of_outputs, choice.batch_size) + law.covariance.solve(rows)[:, place]
-    return Full.of(matrix, place, torch.ones_like(network.z[place]), "weights", False)
+    return law.covariance.solve(rows)[:, place]
+
+
+def _with_prior(network: NetworkOutputs, weights: list[Site], choice: Choice, prior: Tensor) -> Full:
+    """The precision of likelihood and prior ``[R, R]`` together, in the units of the weights."""
+    place = coordinates(weights, network.z)
+    matrix = dense(network, weights, choice.of_outputs, choice.batch_size) + prior
+    found = Full.of(matrix, place, torch.ones_like(network.z[place]), "weights", False)
+    _require_positive(found, weights, "The sum of likelihood and prior")
+    return found
 
 
 def prior_scales(problem: Problem, z: Tensor) -> Tensor:
@@ -189,14 +198,9 @@ def prior_scales(problem: Problem, z: Tensor) -> Tensor:
 def _of_network(network: NetworkOutputs, weights: list[Site], choice: Choice, sd: Tensor) -> list[Block]:
     kind, size, place = choice.of_outputs, choice.batch_size, coordinates(weights, network.z)
     if choice.structure == "full":
-        matrix = dense(network, weights, kind, size)
-        proper = bool(sd[place].isfinite().all())
-        if not proper:
-            matrix = matrix + sd[place].square().reciprocal().diag()
-        found = Full.of(matrix, place, sd[place] if proper else torch.ones_like(sd[place]), "weights", proper)
-        if not proper:
-            _require_positive(found, weights, "The sum of likelihood and prior")
-        return [found]
+        if not bool(sd[place].isfinite().all()):
+            return [_with_prior(network, weights, choice, sd[place].square().reciprocal().diag())]
+        return [Full.of(dense(network, weights, kind, size), place, sd[place], "weights", True)]
     if choice.structure == "functional":
         _require_proper(sd[place], choice.structure)
         parts = layers_of(network, weights)

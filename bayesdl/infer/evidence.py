@@ -25,8 +25,8 @@ SETTLED = 1e-3
 """Largest gradient of the log evidence, by the logarithm of a number, at which it counts as maximal."""
 MOST = 1e8
 """Largest factor, or its inverse, on the precision of the prior that the model came with."""
-NOTHING = 1e-6
-"""Nats by which the evidence may fall in a round: where it is flat, it and its gradient need not agree."""
+NOTHING = 1e-2
+"""Nats by which the evidence may fall in a round: about as well as modes of large networks are found."""
 LONGEST = 2.0
 """Largest change of a logarithm in one round."""
 STIFFNESS = 100.0

@@ -123,12 +123,11 @@ class KalmanFilter(Method):
         if state["step"] == 0:
             raise run.too_early("the first row")
         seen = min(state["step"] * engine.batch_size, problem.n)
-        targets = problem.batch[problem.y_name or "y"][:seen].numel()
         law = Normal(state["mean"], Dense.of(state["covariance"])).to(density.dtype, density.device)
         info = {
             "noise": noise,
             "linear": linear,
-            "log_evidence": float(state["log_evidence"]) - targets * float(problem.scaler.y_scale.log()),
+            "log_evidence": float(state["log_evidence"]) - seen * problem.log_scale,
         }
         kind = GaussianPosterior if linear else LinearisedPosterior
         return kind(problem, embedded(law, z, part), info)

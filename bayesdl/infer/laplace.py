@@ -192,8 +192,5 @@ class Laplace(Optimiser):
     def _log_evidence(self, problem: Problem, z: Tensor, blocks: list[Block]) -> float:
         """As a density of the raw targets."""
         found = log_evidence(float(problem.density.log_density(z, target=self.target)), blocks)
-        target = None if problem.y_name is None else problem.batch[problem.y_name]
-        if target is None or not problem.scaled:
-            return found
-        scale = float(problem.scaler.y_scale.log())
-        return found - problem.density.powers[1] * target.numel() * scale
+        rows = 0 if problem.density.n is None else problem.density.n
+        return found - problem.density.powers[1] * rows * problem.log_scale

@@ -98,7 +98,7 @@ class LastLayer(Optimiser):
         info |= {
             "noise": noise,
             "prior_scale": scale,
-            "log_evidence": float(evidence) - regression.count * float(problem.scaler.y_scale.log()),
+            "log_evidence": float(evidence) - problem.n * problem.log_scale,
         }
         law = regression.posterior(noise, scale)
         if noise_at is not None:
