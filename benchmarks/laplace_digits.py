@@ -4,8 +4,8 @@
 
 A 64-128-128-10 tanh network on scikit-learn's digits (1,438 training rows, 359 test rows) in double precision. The
 prior N(0, 1 / (factor x fan-in)) begins at factor 1, and ``Laplace(tune=...)`` moves it to the highest evidence.
-Printed: the factors and the evidence's gradient there; for the mode under the default prior (``MAP``), the mode under the
-tuned prior, and the posterior by each link: negative log likelihood and accuracy of the test rows, the AUROC of
+Printed: the factors and the evidence's gradient there; for the mode under the default prior (``MAP``), the mode under
+the tuned prior, and the posterior by each link: negative log likelihood and accuracy of the test rows, the AUROC of
 predictive entropy for test digits against the same on their side and against uniform noise, and which share of the test
 rows' entropy is epistemic (mutual information; only draws have one). Nothing was chosen by the test rows.
 """
