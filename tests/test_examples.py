@@ -197,6 +197,8 @@ def posteriors(result: Result) -> None:
 def prior_tuning(result: Result) -> None:
     scores, best = result["scores"], result["best"]
     assert best not in {"0.1", "1e+03"}
+    assert result["tuned"]["interior"]
+    assert result["tuned"]["log evidence"] > scores[best]["log evidence"]
     assert scores[best]["NLL"] < min(scores["0.1"]["NLL"], scores["1e+03"]["NLL"]) - 0.1
     weak, strong = scores["0.1"], scores["1e+03"]
     assert weak["NLL"] < weak["NLL of the mode"] - 0.3

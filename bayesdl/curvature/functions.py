@@ -6,12 +6,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.func import jvp, vmap
 
+from bayesdl.curvature.kernel import Parts, places
+from bayesdl.curvature.kernel import rows as rows_of
 from bayesdl.curvature.layers import Layer, Signals, layers_of, signals
 from bayesdl.curvature.outputs import NetworkOutputs
 from bayesdl.density import Site
 from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kronecker
-from bayesdl.posterior.placed import Placed
+from bayesdl.posterior.dual import Dual, kernel
+from bayesdl.posterior.placed import Placed, Spectral
 
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 DENSE_UP_TO = 4096
@@ -21,8 +25,9 @@ DENSE_UP_TO = 4096
 def covariances(network: NetworkOutputs, covariance: Covariance) -> Moments | None:
     """How to compute means ``[B, K]`` and covariances ``[B, K, K]`` of the outputs at inputs, or None.
 
-    Possible where every random weight belongs to a layer, and each layer's weights are independent of the others' with
-    a diagonal or Kronecker covariance; or where the covariance is dense and small.
+    Possible where each layer's weights are independent of all others with a diagonal or Kronecker covariance, and those
+    of no layer with a diagonal one; where few directions or few rows make the covariance; or where it is dense and
+    small.
 
     Args:
         network: the network at the mean.
@@ -33,32 +38,90 @@ def covariances(network: NetworkOutputs, covariance: Covariance) -> Moments | No
     at = torch.full((covariance.dim,), -1, dtype=torch.int64, device=covariance.place.device)
     at[covariance.place] = torch.arange(len(covariance.place), device=at.device)
     random = [site for site in network.sites if bool((at[site.start : site.stop] >= 0).all())]
-    layers, others = layers_of(network, random)
-    if not others:
-        spreads = [_spread(layer, covariance, at) for layer in layers]
-        if all(spread is not None for spread in spreads):
-            return _LayerMoments(network, layers, [spread for spread in spreads if spread is not None])
+    parts = layers_of(network, random)
+    layers, others = parts
+    spreads = [_spread(layer, covariance, at) for layer in layers]
+    sd = _separate(covariance)[torch.cat([at[site.start : site.stop] for site in others])] if others else at[:0]
+    if not bool(sd.isnan().any()) and all(spread is not None for spread in spreads):
+        return _LayerMoments(network, parts, [spread for spread in spreads if spread is not None], sd)
+    first = _blocks(covariance.inner)[0][0]
     size = sum(site.size for site in random)
-    where = torch.cat([at[site.start : site.stop] for site in random]) if random else at[:0]
-    blocks = _blocks(covariance.inner)
-    dense = [block for block, first in blocks if isinstance(block, Dense) and block.dim == size and first == 0]
-    if size <= DENSE_UP_TO and dense and torch.equal(where, torch.arange(size, device=where.device)):
-        return _DenseMoments(network, tuple(random), covariance.scale[:size, None] * dense[0].root)
+    if first.dim != size or not bool((at[places(network, parts)] < size).all()):
+        return None
+    if isinstance(first, Dual) and torch.equal(covariance.place[:size], places(network, parts)):
+        scale = torch.zeros_like(network.z)
+        scale[covariance.place] = covariance.scale
+        return _DualMoments(network, parts, scale, first)
+    if isinstance(first, Spectral):
+        return _SpectralMoments(network, parts, covariance, first)
+    if isinstance(first, Dense) and size <= DENSE_UP_TO:
+        where = covariance.place[:size]
+        if torch.equal(where, torch.cat([_range(site, network.z) for site in random])):
+            return _DenseMoments(network, tuple(random), covariance.scale[:size, None] * first.root)
     return None
 
 
 class _LayerMoments:
-    """Sums over layers, each in its eigenbasis: ``sum_oi s_oi (U^T M_k V)_oi (U^T M_l V)_oi``."""
+    """Sums over layers, each in its eigenbasis: ``sum_oi s_oi (U^T M_k V)_oi (U^T M_l V)_oi``; and over other weights.
 
-    def __init__(self, network: NetworkOutputs, layers: list[Layer], spreads: list[_Spread]) -> None:
-        self.network, self.layers, self.spreads = network, layers, spreads
+    Attributes:
+        others: ``[R]``, sd of the weights that belong to no layer.
+    """
+
+    def __init__(self, network: NetworkOutputs, parts: Parts, spreads: list[_Spread], others: Tensor) -> None:
+        self.network, self.spreads, self.others = network, spreads, others
+        self.layers, self.sites = parts
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         f, found = signals(self.network, self.layers, rows)
         total = f.new_zeros(*f.shape, f.shape[1])
         for signal, spread in zip(found, self.spreads, strict=True):
             total += spread.through(signal)
+        if self.sites:
+            wide = _jacobians(self.network, f, rows, tuple(self.sites)) * self.others
+            total += wide @ wide.mT
         return f, total
+
+
+class _DualMoments:
+    """``k(x, x) - k(x, X) (1 + k(X, X))^-1 k(X, x)``, with the kernel of the prior's linearised functions."""
+
+    def __init__(self, network: NetworkOutputs, parts: Parts, scale: Tensor, dual: Dual) -> None:
+        self.network, self.parts, self.scale, self.dual = network, parts, scale, dual
+        self.half = dual.vectors * (1.0 + dual.values).rsqrt()
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        f = self.network.at(self.network.z, rows)
+        pieces = tuple(rows_of(self.network, self.parts, self.scale, rows))
+        prior = torch.stack([piece.own() for piece in pieces]).sum(0)
+        told = (kernel(pieces, self.dual.pieces) @ self.half).unflatten(0, f.shape)
+        return f, prior - told @ told.mT
+
+
+class _SpectralMoments:
+    """``a J J^T + (J W) diag(l - a) (J W)^T`` for few directions W: a forward derivative along each."""
+
+    def __init__(self, network: NetworkOutputs, parts: Parts, covariance: Placed, few: Spectral) -> None:
+        place, scale = covariance.place[: few.dim], covariance.scale[: few.dim]
+        sd = torch.zeros_like(network.z)
+        sd[place] = scale * few.across.sqrt()
+        spreads = [_Spread(None, None, sd[layer.place].square()) for layer in parts[0]]
+        others = torch.cat([sd[site.start : site.stop] for site in parts[1]]) if parts[1] else sd[:0]
+        self.across = _LayerMoments(network, parts, spreads, others)
+        self.network = network
+        self.steps = network.z.new_zeros(few.basis.shape[1], len(network.z))
+        self.steps[:, place] = (few.basis * scale[:, None]).mT
+        self.gain = few.along - few.across
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        f, total = self.across(rows)
+
+        def along(step: Tensor) -> Tensor:
+            found: Tensor = jvp(lambda z: self.network.at(z, rows), (self.network.z,), (step,))[1]
+            return found
+
+        told = vmap(along, chunk_size=64)(self.steps).movedim(0, 2)  # [B, K, R]
+        return f, total + (told * self.gain) @ told.mT
 
 
 class _Spread:
@@ -96,9 +159,18 @@ class _DenseMoments:
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         f = self.network.at(self.network.z, rows)
-        units = torch.eye(f.shape[1], dtype=f.dtype, device=f.device).expand(len(f), -1, -1)
-        wide = self.network.row_factors(rows, units, self.sites) @ self.root
+        wide = _jacobians(self.network, f, rows, self.sites) @ self.root
         return f, wide @ wide.mT
+
+
+def _jacobians(network: NetworkOutputs, f: Tensor, rows: Tensor, sites: tuple[Site, ...]) -> Tensor:
+    """Of the outputs f by some sites, ``[B, K, R]``."""
+    units = torch.eye(f.shape[1], dtype=f.dtype, device=f.device).expand(len(f), -1, -1)
+    return network.row_factors(rows, units, sites)
+
+
+def _range(site: Site, like: Tensor) -> Tensor:
+    return torch.arange(site.start, site.stop, device=like.device)
 
 
 def _spread(layer: Layer, covariance: Placed, at: Tensor) -> _Spread | None:
@@ -112,12 +184,17 @@ def _spread(layer: Layer, covariance: Placed, at: Tensor) -> _Spread | None:
             straight = torch.equal(flat, torch.arange(first, first + block.dim, device=flat.device))
             same = torch.allclose(scale, scale[:1].expand_as(scale), rtol=1e-5)
             return _Spread(block.left, scale[0, :, None] * block.right, block.spread) if straight and same else None
+    found = _separate(covariance)[where]
+    return None if bool(found.isnan().any()) else _Spread(None, None, found.square())
+
+
+def _separate(covariance: Placed) -> Tensor:
+    """The sd of coordinates that are independent of all others, in the order of ``place``; nan elsewhere."""
     sd = covariance.scale.new_full((len(covariance.place),), float("nan"))
     for block, first in _blocks(covariance.inner):
         if isinstance(block, Diagonal):
             sd[first : first + block.dim] = block.sd
-    found = sd[where]
-    return None if bool(found.isnan().any()) else _Spread(None, None, (found * scale).square())
+    return sd * covariance.scale
 
 
 def _blocks(inner: Covariance) -> list[tuple[Covariance, int]]:

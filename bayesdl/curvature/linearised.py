@@ -13,6 +13,7 @@ from torch.func import jvp, vmap
 
 from bayesdl._rng import derive_seed, generator
 from bayesdl.curvature.functions import covariances
+from bayesdl.curvature.links import LINKS, Link, link_of
 from bayesdl.curvature.outputs import NetworkOutputs
 from bayesdl.density import program
 from bayesdl.errors import DataError, MethodError
@@ -33,6 +34,9 @@ class LinearisedPosterior(GaussianPosterior):
     draws, so a regression's mean and epistemic variance carry no Monte-Carlo error. Such draws are right for every row
     by itself, not for the dependence between rows. Otherwise functions are drawn, z by z.
 
+    Class probabilities may also be had in closed form, without draws: ``info["link"]`` or ``predict(link=)`` says how
+    (``curvature.links``). Such a prediction is one distribution a row: it has no epistemic part of its own.
+
     It has no ``kl``: the functions depend on the data through the mean beside through z, so the divergence of the
     weights from their prior bounds nothing. ``law.kl`` is that of the weights. Draws of the latents are those of q.
     """
@@ -48,7 +52,14 @@ class LinearisedPosterior(GaussianPosterior):
         return None
 
     def predict(
-        self, x: Any, *, batch_size: int | None = None, max_draws: int = 1000, site: str | None = None, seed: int = 0
+        self,
+        x: Any,
+        *,
+        batch_size: int | None = None,
+        max_draws: int = 1000,
+        site: str | None = None,
+        seed: int = 0,
+        link: str | None = None,
     ) -> Prediction:
         """The predictive distribution of the linearised network at raw inputs.
 
@@ -58,9 +69,11 @@ class LinearisedPosterior(GaussianPosterior):
             max_draws: draws of the outputs.
             site: must be the target's site, if given.
             seed: of the draws.
+            link: "monte_carlo", or for class probabilities "probit" or "bridge"; by default as in the fit.
 
         Raises:
             DataError: inputs that do not fit the model.
+            MethodError: a link that is not for this likelihood, or needs covariances that this posterior has not.
             ModelRequired: loaded without a model.
 
         Cost: one forward and K backward passes, and for each layer ``O I`` multiplications a row and output; or, for
@@ -72,7 +85,24 @@ class LinearisedPosterior(GaussianPosterior):
             raise DataError(f"batch_size={batch_size} must be at least 1.")
         if site is not None and site != self.problem.target:
             raise MethodError(f"site={site!r}: a network predicts its target {self.problem.target!r} only.")
-        return self._predict(self.problem.inputs(x)["x"], max_draws, seed, batch_size)
+        chosen = self.info.get("link", LINKS[0]) if link is None else link
+        if chosen not in LINKS:
+            raise MethodError(f"link={chosen!r} must be one of {', '.join(LINKS)}.")
+        inputs = self.problem.inputs(x)["x"]
+        closed = link_of(chosen, self.problem.model.likelihood)
+        if closed is not None:
+            return self._in_closed_form(inputs, closed, batch_size or ROWS)
+        return self._predict(inputs, max_draws, seed, batch_size)
+
+    def _in_closed_form(self, rows: Tensor, link: Link, size: int) -> Prediction:
+        network = NetworkOutputs(self.problem, self.mean)
+        moments = covariances(network, self.law.covariance)
+        if moments is None:
+            raise MethodError("This covariance gives no covariances of outputs row by row: use link='monte_carlo'.")
+        with torch.no_grad(), program.unchecked():
+            logits = torch.cat([link(*moments(piece)) for piece in rows.split(size)])
+            distribution = network.model.likelihood.distribution(network.shaped(logits), {})
+            return Prediction(distribution.expand((1, len(rows))))
 
     def _predict(self, rows: Tensor, max_draws: int, seed: int, batch_size: int | None = None) -> Prediction:
         """At inputs in model units."""
@@ -89,7 +119,7 @@ class LinearisedPosterior(GaussianPosterior):
         """Log likelihood of every row under every draw of its outputs, ``[S, N]``, as a density of the raw targets."""
         inputs, targets = (x["x"], x["y"]) if isinstance(x, Mapping) and y is None else (x, y)
         self.problem.labelled(inputs, targets)  # says what is wrong with them
-        return self.predict(inputs, max_draws=max_draws, seed=seed).log_prob_by_draw(targets)
+        return self.predict(inputs, max_draws=max_draws, seed=seed, link=LINKS[0]).log_prob_by_draw(targets)
 
     def rows_by_chain(self, batch: dict[str, Any] | None = None) -> Tensor:
         """Log likelihood of rows under draws of the outputs, ``[1, S, N]``."""

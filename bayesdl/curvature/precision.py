@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from bayesdl.curvature.hessian import hessian
+from bayesdl.curvature.kernel import places, training_rows
 from bayesdl.curvature.kfac import factors, rescaled
 from bayesdl.curvature.layers import Layer, layers_of
 from bayesdl.curvature.outputs import Curvature, NetworkOutputs
-from bayesdl.curvature.spectrum import Block, Few, Full, Product, Separate
+from bayesdl.curvature.spectrum import Block, Few, Full, Functional, Product, Separate
 from bayesdl.curvature.sums import coordinates, dense, diagonal, top
 from bayesdl.density import Site
 from bayesdl.density.sites import random_sites
@@ -24,9 +25,9 @@ from bayesdl.posterior.covariance import Diagonal
 from bayesdl.posterior.prior import prior_law
 from bayesdl.posterior.problem import Problem
 
-STRUCTURES = ("full", "diag", "kron", "ekfac", "low_rank")
+STRUCTURES = ("full", "functional", "diag", "kron", "ekfac", "low_rank")
 FULL_UP_TO = 1000
-"""Unknowns up to which "auto" writes the matrix out."""
+"""Unknowns up to which "auto" writes the matrix out, or rows times outputs up to which it takes their kernel."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,7 @@ def choose(
     elif _is_coupled(problem) or sum(site.size for site in weights) <= FULL_UP_TO:
         found = "full"
     else:
-        start = problem.density.prior_draws(1)[0]
-        at = NetworkOutputs(problem, start)
-        layers, _ = layers_of(at, weights)
-        sd = prior_scales(problem, start)
-        found = "kron" if layers and all(_columns(layer, sd) is not None for layer in layers) else "diag"
+        found = _structure_for_many(problem, weights)
     if found != "full" and kind == "hessian":
         raise MethodError("An exact Hessian is written out: curvature='hessian' has structure='full'.")
     if not sites:
@@ -110,6 +107,16 @@ def choose(
     points = tuple(site.name for site in problem.density.sites if site.name not in random)
     hyper = tuple(site for site in sites if network and site.name not in names)
     return Choice(found, kind, network, tuple(sites), hyper, points, rank, batch_size)
+
+
+def _structure_for_many(problem: Problem, weights: list[Site]) -> str:
+    """What "auto" is where the matrix is too large to be written out."""
+    start = problem.density.prior_draws(1)[0]
+    network, sd = NetworkOutputs(problem, start), prior_scales(problem, start)
+    layers, _ = layers_of(network, weights)
+    if problem.n * network.event_shape.numel() <= FULL_UP_TO and bool(sd[coordinates(weights, start)].isfinite().all()):
+        return "functional"
+    return "kron" if layers and all(_columns(layer, sd) is not None for layer in layers) else "diag"
 
 
 def precision(problem: Problem, z: Tensor, choice: Choice) -> list[Block]:
@@ -124,7 +131,8 @@ def precision(problem: Problem, z: Tensor, choice: Choice) -> list[Block]:
     weights = [site for site in choice.random if site not in choice.hyper]
     blocks: list[Block] = []
     if weights and _is_coupled(problem):
-        blocks.append(_under_coupled_prior(network, weights, choice))
+        prior = _coupled_precision(problem, weights, choice.structure)
+        blocks.append(_with_prior(network, weights, choice, prior))
     elif weights:
         blocks += _of_network(network, weights, choice, prior_scales(problem, z))
     if choice.hyper:
@@ -141,20 +149,28 @@ def _is_coupled(problem: Problem) -> bool:
     return law is not None and not isinstance(law.covariance, Diagonal)
 
 
-def _under_coupled_prior(network: NetworkOutputs, weights: list[Site], choice: Choice) -> Full:
-    """The precision of likelihood and prior, written out."""
-    law = prior_law(network.problem.density)
+def _coupled_precision(problem: Problem, weights: list[Site], structure: str) -> Tensor:
+    """The precision of a prior that couples coordinates, by some of them, ``[R, R]``."""
+    law = prior_law(problem.density)
     assert law is not None  # _is_coupled has looked
-    if choice.structure != "full":
+    if structure != "full":
         raise MethodError(
-            f"structure={choice.structure!r} needs a prior with independent coordinates, and prior= couples them "
+            f"structure={structure!r} needs a prior with independent coordinates, and prior= couples them "
             f"({type(law.covariance).__name__}): use structure='full', or structure='diag' in the earlier fit."
         )
-    place = coordinates(weights, network.z)
+    place = coordinates(weights, law.mean)
     rows = torch.zeros(len(place), law.dim, dtype=law.mean.dtype, device=law.mean.device)
     rows[torch.arange(len(place)), place] = 1.0
-    matrix = dense(network, weights, choice.of_outputs, choice.batch_size) + law.covariance.solve(rows)[:, place]
-    return Full.of(matrix, place, torch.ones_like(network.z[place]), "weights", False)
+    return law.covariance.solve(rows)[:, place]
+
+
+def _with_prior(network: NetworkOutputs, weights: list[Site], choice: Choice, prior: Tensor) -> Full:
+    """The precision of likelihood and prior ``[R, R]`` together, in the units of the weights."""
+    place = coordinates(weights, network.z)
+    matrix = dense(network, weights, choice.of_outputs, choice.batch_size) + prior
+    found = Full.of(matrix, place, torch.ones_like(network.z[place]), "weights", False)
+    _require_positive(found, weights, "The sum of likelihood and prior")
+    return found
 
 
 def prior_scales(problem: Problem, z: Tensor) -> Tensor:
@@ -182,14 +198,14 @@ def prior_scales(problem: Problem, z: Tensor) -> Tensor:
 def _of_network(network: NetworkOutputs, weights: list[Site], choice: Choice, sd: Tensor) -> list[Block]:
     kind, size, place = choice.of_outputs, choice.batch_size, coordinates(weights, network.z)
     if choice.structure == "full":
-        matrix = dense(network, weights, kind, size)
-        proper = bool(sd[place].isfinite().all())
-        if not proper:
-            matrix = matrix + sd[place].square().reciprocal().diag()
-        found = Full.of(matrix, place, sd[place] if proper else torch.ones_like(sd[place]), "weights", proper)
-        if not proper:
-            _require_positive(found, weights, "The sum of likelihood and prior")
-        return [found]
+        if not bool(sd[place].isfinite().all()):
+            return [_with_prior(network, weights, choice, sd[place].square().reciprocal().diag())]
+        return [Full.of(dense(network, weights, kind, size), place, sd[place], "weights", True)]
+    if choice.structure == "functional":
+        _require_proper(sd[place], choice.structure)
+        parts = layers_of(network, weights)
+        place = places(network, parts)
+        return [Functional.of(training_rows(network, parts, sd, kind, size), place, sd[place], "weights")]
     if choice.structure == "low_rank":
         _require_proper(sd[place], choice.structure)
         scale = torch.zeros_like(sd)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kronecker
+from bayesdl.posterior.dual import Dual, Rows, kernel
 from bayesdl.posterior.placed import Placed, Spectral
 
 
@@ -38,11 +39,6 @@ class Block(ABC):
     values: Tensor
 
     @property
-    def zeros(self) -> int:
-        """Eigenvalues that are 0 and not in ``values``."""
-        return len(self.place) - self.values.numel()
-
-    @property
     def added(self) -> float:
         """The precision that the prior adds: 1 or 0."""
         return float(self.prior)
@@ -56,9 +52,16 @@ class Block(ABC):
         inner = (self.values + self.added).log().sum()
         return float(inner) - 2.0 * float(self.scale.double().log().sum())
 
-    def effective(self, precision: float = 1.0) -> float:
-        """``gamma = sum d / (d + lambda)``: how many directions the data determine (MacKay, 1992)."""
-        return float((self.values / (self.values + precision)).sum())
+    def effective(self) -> float:
+        """``gamma = sum d / (d + 1)``: how many directions the data determine (MacKay, 1992)."""
+        return float((self.values / (self.values + 1.0)).sum())
+
+    def determined(self) -> Tensor:
+        """How much of each coordinate the data determine, ``[R]``: 1 less its variance over the prior's.
+
+        The sum is ``effective()``.
+        """
+        return 1.0 - self.covariance().variances().double()
 
     def _variances(self) -> Tensor:
         return (self.values + self.added).reciprocal().to(self.scale.dtype)
@@ -120,6 +123,24 @@ class Few(Block):
         return Spectral(self.basis, self._variances(), self.scale.new_tensor(1.0))
 
 
+@dataclass(frozen=True, eq=False)
+class Functional(Block):
+    """A matrix ``F^T F`` of M rows by the eigenvectors ``vectors [M, M]`` of their kernel; the values are ``[M]``."""
+
+    rows: tuple[Rows, ...]
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, rows: tuple[Rows, ...], place: Tensor, scale: Tensor, group: str) -> Functional:
+        """From rows F in units of the prior."""
+        values, vectors = torch.linalg.eigh(kernel(rows, rows).double())
+        return cls(place, scale, group, True, values.clamp(min=0), rows, vectors.to(scale.dtype))
+
+    def covariance(self) -> Covariance:
+        """By the kernel."""
+        return Dual(self.rows, self.values.to(self.scale.dtype), self.vectors)
+
+
 def covariance_of(blocks: Sequence[Block], dim: int) -> Placed:
     """The covariance over all D coordinates; those in no block are points."""
     first = blocks[0].scale
@@ -141,25 +162,3 @@ def log_evidence(log_density: float, blocks: Sequence[Block]) -> float:
     """
     size = sum(len(block.place) for block in blocks)
     return log_density + 0.5 * size * math.log(2.0 * math.pi) - 0.5 * sum(block.log_det() for block in blocks)
-
-
-def best_precision(blocks: Sequence[Block], square: float, most: float) -> float:
-    """The factor lambda on the prior's precision that maximises the evidence, the mode held fixed.
-
-    The derivative by log lambda is ``(gamma(lambda) - lambda |u|^2) / 2`` with u the mode in units of the prior: it
-    falls in lambda, so there is one root (MacKay, 1992, eq. 4.9). Found by bisection of the logarithm.
-
-    Args:
-        blocks: with the same lambda.
-        square: ``|u|^2`` over them.
-        most: the result lies between 1/most and most.
-    """
-    low, high = -math.log(most), math.log(most)
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        precision = math.exp(middle)
-        if sum(block.effective(precision) for block in blocks) > precision * square:
-            low = middle
-        else:
-            high = middle
-    return math.exp(0.5 * (low + high))

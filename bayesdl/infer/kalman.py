@@ -17,7 +17,7 @@ from bayesdl.density.sites import split
 from bayesdl.errors import Divergence, MethodError
 from bayesdl.infer import method as check
 from bayesdl.infer.checkpoint import State
-from bayesdl.infer.linear_gaussian import embedded, not_a_regression, prior_of
+from bayesdl.infer.linear_gaussian import embedded, noise_site, not_a_regression, prior_of
 from bayesdl.infer.loop import Engine, Run
 from bayesdl.infer.method import Method, Work
 from bayesdl.infer.starts import start
@@ -104,8 +104,8 @@ class KalmanFilter(Method):
         stated = density.model.likelihood.noise  # type: ignore[attr-defined]  # applies_to has asked
         if isinstance(stated, (int, float)):
             return float(stated)
-        site = next(site for site in density.sites if site.name == "noise")
-        return None if site.gaussian is None else float(site.transform(site.gaussian[0]))
+        site = noise_site(density)
+        return None if site is None or site.gaussian is None else float(site.transform(site.gaussian[0]))
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         density, part = problem.density, _weights(problem.density)
@@ -123,12 +123,11 @@ class KalmanFilter(Method):
         if state["step"] == 0:
             raise run.too_early("the first row")
         seen = min(state["step"] * engine.batch_size, problem.n)
-        targets = problem.batch[problem.y_name or "y"][:seen].numel()
         law = Normal(state["mean"], Dense.of(state["covariance"])).to(density.dtype, density.device)
         info = {
             "noise": noise,
             "linear": linear,
-            "log_evidence": float(state["log_evidence"]) - targets * float(problem.scaler.y_scale.log()),
+            "log_evidence": float(state["log_evidence"]) - seen * problem.log_scale,
         }
         kind = GaussianPosterior if linear else LinearisedPosterior
         return kind(problem, embedded(law, z, part), info)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesdl.curvature.linearised import LinearisedPosterior
+from bayesdl.curvature.links import LINKS, link_of
 from bayesdl.curvature.precision import STRUCTURES, Choice, choose, precision
 from bayesdl.curvature.spectrum import Block, covariance_of, log_evidence
 from bayesdl.density.log_density import Target
@@ -24,6 +25,7 @@ from bayesdl.infer.starts import start
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
+from bayesdl.posterior.placed import Placed
 from bayesdl.posterior.problem import Problem
 
 NEWTON = 4  # steps of Newton's method at the end, where the precision is written out
@@ -48,10 +50,12 @@ class Laplace(Optimiser):
     is the exact one of the linearised model, and weights drawn from it often fit worse than any trained network.
 
     Args:
-        structure: of the precision: "full", "diag", "kron" (K-FAC: a block for each linear and convolutional layer, a
-            diagonal for other parameters), "ekfac" (with the exact diagonal in K-FAC's basis), "low_rank" (the largest
-            directions of the likelihood's curvature in units of the prior), or "auto": "full" up to 1,000 unknowns,
-            else "kron" if the network has such layers and the prior allows it, else "diag".
+        structure: of the precision: "full", "functional" (the same by the kernel between the N K outputs of the rows,
+            for networks with more weights than that), "diag", "kron" (K-FAC: a block for each linear and convolutional
+            layer, a diagonal for other parameters), "ekfac" (with the exact diagonal in K-FAC's basis), "low_rank" (the
+            largest directions of the likelihood's curvature in units of the prior), or "auto": "full" up to 1,000
+            unknowns, "functional" up to 1,000 outputs, else "kron" if the network has such layers and the prior allows
+            it, else "diag".
         curvature: "ggn" (generalised Gauss-Newton), "fisher" (empirical), "hessian" (exact, of any program; "full"
             only), or "auto": "ggn" for a network, "hessian" for a program.
         random: shell-style pattern or patterns on the names of the sites that are random, such as "2.*" for a last
@@ -60,15 +64,18 @@ class Laplace(Optimiser):
         polish: most iterations of L-BFGS after the optimiser; 0 leaves the optimiser's result as it is, for networks
             whose training was stopped early (``info["mode_distance"]`` then tells how far from a mode).
         predictive: "linearised", "sampled" (weights drawn from q), or "auto": the first for networks.
+        link: how a linearised network's class probabilities are found: "monte_carlo" (draws of the logits; right for
+            every covariance), "probit" or "bridge" (closed forms, see ``curvature.links`` for when they are off).
         tune: "prior" multiplies the precision of a Gaussian prior by the number that maximises the evidence, "layers"
-            by one number for each layer; a Gaussian likelihood's unknown noise is set along with it. The mode is found
-            again after each change, until the gradient by the logarithm of every number is below 1e-3. Then
-            ``info["interior"]`` is true, if no number is at its bound and ``info["mode_distance"]`` is below 0.1; where
-            only the last fails, more ``polish`` is needed.
-            The dependence of the curvature on the mode is left out, as usual, so in a strongly nonlinear network the
-            point found need not be where the evidence of refitted modes is highest: compare ``info["log_evidence"]``
-            with that of a few priors.
+            by one number for each layer; a Gaussian likelihood's unknown noise is set along with it. The evidence is
+            that of modes that are found again for every choice, so its gradient counts how the curvature moves with the
+            mode, and no round may lower it (``infer.evidence``). ``info["interior"]`` is true where that gradient is
+            below 1e-3, no number at its bound, and ``info["mode_distance"]`` below 0.1; where it is not, more
+            ``polish`` may help. Networks with kinks (relu) have modes on them, which no smooth optimiser reaches well.
+            Cost: a search for a mode a round, and some dozen Hessian products for each number.
         rounds: most changes of the prior.
+
+    Source: MacKay (1992); Immer et al. (2021) for networks, who leave the mode's movement out.
     """
 
     name: ClassVar[str] = "Laplace"
@@ -81,6 +88,7 @@ class Laplace(Optimiser):
     rank: int = 20
     polish: int = 200
     predictive: str = "auto"
+    link: str = "monte_carlo"
     tune: str | None = None
     rounds: int = 100
 
@@ -90,6 +98,7 @@ class Laplace(Optimiser):
         check.one_of(self.name, ("auto", *STRUCTURES), structure=self.structure)
         check.one_of(self.name, ("auto", "ggn", "fisher", "hessian"), curvature=self.curvature)
         check.one_of(self.name, PREDICTIVES, predictive=self.predictive)
+        check.one_of(self.name, LINKS, link=self.link)
         check.one_of(self.name, (None, "prior", "layers"), tune=self.tune)
         check.whole(self.name, rank=self.rank, rounds=self.rounds)
         check.whole(self.name, at_least=0, polish=self.polish)
@@ -108,6 +117,8 @@ class Laplace(Optimiser):
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         choice = choose(problem, self.structure, self.curvature, self.random, self.rank, self.batch_size)
+        linearised = choice.network if self.predictive == "auto" else self.predictive == "linearised"
+        self._require_link(problem, linearised)
         z, info = self._mode(problem, run)
         tuned = Tuned(problem, problem, z, {})
         if self.tune is not None:
@@ -118,9 +129,16 @@ class Laplace(Optimiser):
         info |= {"mode_distance": distance, "log_evidence": self._log_evidence(tuned.problem, z, blocks)}
         if self.tune is not None:  # stationary in the prior means little away from a mode
             info["interior"] = info["interior"] and distance < NEAR
-        linearised = choice.network if self.predictive == "auto" else self.predictive == "linearised"
+        if linearised:
+            info["link"] = self.link
         kind = LinearisedPosterior if linearised else GaussianPosterior
         return kind(tuned.problem, law, info)
+
+    def _require_link(self, problem: Problem, linearised: bool) -> None:
+        if self.link != LINKS[0]:
+            if not linearised:
+                raise MethodError(f"{self.name}(link={self.link!r}) is of a linearised network's predictions.")
+            link_of(self.link, problem.model.likelihood)
 
     def _mode(self, problem: Problem, run: Run) -> tuple[Tensor, dict[str, Any]]:
         """Near a mode, ``[D]``, and what to tell of the run.
@@ -135,11 +153,12 @@ class Laplace(Optimiser):
         z = start(problem, run, 1)[0]
         return self.polished(problem, z, run), {}
 
-    def polished(self, problem: Problem, z: Tensor, run: Run) -> Tensor:
-        """``z [D]`` after L-BFGS with all rows."""
+    def polished(self, problem: Problem, z: Tensor, run: Run, spread: Placed | None = None) -> Tensor:
+        """``z [D]`` after L-BFGS with all rows, in the units of a Laplace covariance from near by, if there is one."""
         if not self.polish:
             return z
-        engine = LBFGSEngine(self.name, problem, self.target, self.polish, 1, lambda: z[None])
+        units = None if spread is None else spread.filled(problem.density.prior_scale)
+        engine = LBFGSEngine(self.name, problem, self.target, self.polish, 1, lambda: z[None], self.batch_size, units)
         state = run.drive(engine, problem.density)
         self._require_all(run)
         return engine.result(state)[0]
@@ -173,8 +192,5 @@ class Laplace(Optimiser):
     def _log_evidence(self, problem: Problem, z: Tensor, blocks: list[Block]) -> float:
         """As a density of the raw targets."""
         found = log_evidence(float(problem.density.log_density(z, target=self.target)), blocks)
-        target = None if problem.y_name is None else problem.batch[problem.y_name]
-        if target is None or not problem.scaled:
-            return found
-        scale = float(problem.scaler.y_scale.log())
-        return found - problem.density.powers[1] * target.numel() * scale
+        rows = 0 if problem.density.n is None else problem.density.n
+        return found - problem.density.powers[1] * rows * problem.log_scale

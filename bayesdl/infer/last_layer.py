@@ -15,7 +15,7 @@ from bayesdl.density import LogDensity, program
 from bayesdl.density.sites import Site
 from bayesdl.errors import MethodError, ModelError
 from bayesdl.infer import method as check
-from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, not_a_regression, prior_of
+from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, noise_site, not_a_regression, prior_of
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Work
 from bayesdl.infer.optimise import Optimiser
@@ -101,8 +101,8 @@ class LastLayer(Optimiser):
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
         density, part = problem.density, _layer(problem.density)
-        noise_site = next((site for site in density.sites if site.name == "noise"), None)
-        z, info = self._train(problem, run, part, noise_site)
+        noise_at = noise_site(density)
+        z, info = self._train(problem, run, part, noise_at)
         prior = prior_of(density, part, z)
         assert prior is not None  # applies_to has asked
         regression = _regression(problem, z, prior)
@@ -111,16 +111,16 @@ class LastLayer(Optimiser):
         info |= {
             "noise": noise,
             "prior_scale": scale,
-            "log_evidence": float(evidence) - regression.count * float(problem.scaler.y_scale.log()),
+            "log_evidence": float(evidence) - problem.n * problem.log_scale,
         }
         levels = [noise]
-        if self.noise_levels > 1 and noise_site is not None:
+        if self.noise_levels > 1 and noise_at is not None:
             open_noise = problem.model.likelihood.noise
             levels, whole = noise_levels(regression, open_noise, noise, scale, self.noise_levels)
             info |= {"noise_levels": levels, "log_evidence": info["log_evidence"] - float(evidence) + whole}
         laws = []
         for level in levels:
-            if noise_site is not None:
+            if noise_at is not None:
                 z = density.unconstrain(density.constrain(z) | {"noise": z.new_tensor(level)})
             law = regression.posterior(level, scale)
             laws.append(embedded(law.to(density.dtype, density.device), z, part))

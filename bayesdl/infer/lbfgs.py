@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
 from bayesdl.curvature.products import value_and_grad
 from bayesdl.density.log_density import Target
 from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Engine
+from bayesdl.posterior.covariance import Covariance
 from bayesdl.posterior.problem import Problem
 
 CHUNK = 50  # iterations in one step of the loop; the curvature memory starts anew with each
@@ -23,6 +25,9 @@ CHUNK = 50  # iterations in one step of the loop; the curvature memory starts an
 @dataclass
 class LBFGSEngine(Engine):
     """One step is up to 50 iterations of ``torch.optim.LBFGS`` on one member; nothing but values passes between steps.
+
+    With a spread ``S = A A^T`` it moves in coordinates u with ``z = z_0 + A u``: where S is about the inverse of the
+    curvature, as of a Laplace approximation near by, these are the ones in which all directions are alike.
 
     State: z ``[M, D]``; member, the one at work; chunks ``[M]`` steps that each member took; loss ``[M]``.
     """
@@ -34,6 +39,7 @@ class LBFGSEngine(Engine):
     members: int
     begin: Callable[[], Tensor]
     batch_size: int | None = None
+    spread: Covariance | None = None
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,9 +61,11 @@ class LBFGSEngine(Engine):
     def step(self, state: State) -> State:
         """Move the member at work; pass on to the next one when it has converged or used its iterations."""
         k, scale = state["member"], self.problem.density.n or 1
-        z = state["z"][k : k + 1].clone().requires_grad_()
+        origin = state["z"][k : k + 1]
+        u = self._zeros(origin).requires_grad_()
+        pull = vjp(self._moved, self._zeros(origin))[1]
         optimiser: torch.optim.Optimizer = torch.optim.LBFGS(
-            [z],
+            [u],
             max_iter=min(CHUNK, self.iterations - CHUNK * int(state["chunks"][k])),
             history_size=20,
             tolerance_grad=1e-10,
@@ -66,19 +74,20 @@ class LBFGSEngine(Engine):
         )
 
         def closure() -> float:
-            value, gradient = value_and_grad(self.problem, z.detach(), self.target, self.batch_size)
-            z.grad = -gradient / scale
+            point = origin + self._moved(u.detach())
+            value, gradient = value_and_grad(self.problem, point, self.target, self.batch_size)
+            u.grad = -pull(gradient)[0] / scale
             return -float(value) / scale
 
         optimiser.step(closure)
-        loss = closure()
+        loss, z = closure(), origin + self._moved(u.detach())
         if not (math.isfinite(loss) and z.isfinite().all()):
             raise Divergence(
                 f"{self.label}: L-BFGS left the finite numbers at member {k} of {self.members}, iteration "
                 f"{CHUNK * int(state['chunks'][k])} to {CHUNK * int(state['chunks'][k] + 1)}; use optimizer='adam'."
             )
         new = state | {"z": state["z"].clone(), "chunks": state["chunks"].clone(), "loss": state["loss"].clone()}
-        new["z"][k], new["loss"][k] = z.detach()[0], loss
+        new["z"][k], new["loss"][k] = z[0], loss
         new["chunks"][k] += 1
         if state["loss"][k] - loss <= 1e-13 * (1 + abs(loss)) or new["chunks"][k] >= self.chunks:
             new["member"] = k + 1
@@ -96,3 +105,11 @@ class LBFGSEngine(Engine):
     def report(self, state: State) -> dict[str, Any]:
         """Final losses and the steps of 50 iterations that each member took."""
         return {"loss": state["loss"].tolist(), "steps": state["chunks"].tolist()}
+
+    def _zeros(self, origin: Tensor) -> Tensor:
+        """The start of u, ``[1, W]``."""
+        return torch.zeros_like(origin) if self.spread is None else origin.new_zeros(1, self.spread.noise_dim)
+
+    def _moved(self, u: Tensor) -> Tensor:
+        """``A u``."""
+        return u if self.spread is None else self.spread.scaled(u)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bayesdl.density import LogDensity
+from bayesdl.density import LogDensity, Site
 from bayesdl.models import BayesianNetwork
 from bayesdl.models.likelihoods import Gaussian
 from bayesdl.posterior.covariance import Dense, Diagonal
@@ -77,6 +77,14 @@ def not_a_regression(density: LogDensity, need: str) -> str | None:
     if type(model.likelihood) is not Gaussian or model.likelihood.noise == "head":
         return f"the likelihood must be Gaussian with one noise level, and it is {model.likelihood}"
     return None
+
+
+def noise_site(density: LogDensity) -> Site | None:
+    """The site of the unknown noise level of a network's Gaussian likelihood, or None if there is none."""
+    model = density.model
+    if not (isinstance(model, BayesianNetwork) and type(model.likelihood) is Gaussian):
+        return None
+    return next((site for site in density.sites if site.name == "noise" and site.scope == "global"), None)
 
 
 def prior_of(density: LogDensity, part: slice, z: Tensor | None) -> Normal | None:

@@ -282,7 +282,7 @@ class Posterior(ABC):
 def row_log_likelihood(problem: Problem, z: Tensor, batch: dict[str, Any] | None = None) -> Tensor:
     """Log density of the raw targets of every row at draws ``z [S, D]``, ``[S, N]``.
 
-    log p(y) = log p(y in model units) - log s for each real target, s being the scale that was divided out.
+    log p(y) = log p(y in model units) - ``problem.log_scale``.
 
     Args:
         problem: model and units.
@@ -292,7 +292,4 @@ def row_log_likelihood(problem: Problem, z: Tensor, batch: dict[str, Any] | None
     Raises:
         NotFactorised: the program's rows do not separate.
     """
-    values = problem.density.log_likelihood(z, batch)
-    target = None if problem.y_name is None else problem.batch[problem.y_name]
-    each = 1 if target is None or target.dim() < 2 else target.shape[1:].numel()
-    return values - each * problem.scaler.y_scale.log().to(values)
+    return problem.density.log_likelihood(z, batch) - problem.log_scale

@@ -420,10 +420,13 @@ class Blocks(Covariance):
 
 def restore(tensors: Mapping[str, Tensor]) -> Covariance:
     """The covariance that has these parts: their names tell its structure."""
-    from bayesdl.posterior.placed import Placed, Spectral  # which stands on this module
+    from bayesdl.posterior.dual import Dual  # which stand on this module
+    from bayesdl.posterior.placed import Placed, Spectral
 
     if "place" in tensors:
         return Placed.restore(dict(tensors))
+    if "kernel_vectors" in tensors:
+        return Dual.restore(tensors)
     if any("." in name for name in tensors):
         groups: dict[int, dict[str, Tensor]] = {}
         for name, part in tensors.items():

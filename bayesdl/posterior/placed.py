@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bayesdl.posterior.covariance import Covariance, Dense, Diagonal, restore
+from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, restore
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,12 @@ class Placed(Covariance):
         """The covariance of ``z[place]``."""
         count = len(self.place)
         return Placed(torch.arange(count, device=self.place.device), self.points[:0], self.scale, self.inner)
+
+    def filled(self, sd: Tensor) -> Placed:
+        """The same with points made random: each by itself, with its entry of ``sd [D]``."""
+        ones = Diagonal(torch.ones_like(sd[self.points]))
+        scale = torch.cat([self.scale, sd[self.points]])
+        return Placed(torch.cat([self.place, self.points]), self.points[:0], scale, Blocks((self.inner, ones)))
 
     def log_det(self) -> Tensor:
         """See the base class; -inf with points."""

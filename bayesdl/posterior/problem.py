@@ -71,6 +71,16 @@ class Problem:
         return changes_units(self.scaler)
 
     @property
+    def log_scale(self) -> float:
+        """By how much a row's log density in model units exceeds that in raw units.
+
+        The number of targets times the log of the scale that was divided out of each; 0 where nothing was.
+        """
+        if self.y_name is None:
+            return 0.0
+        return self.batch[self.y_name].shape[1:].numel() * float(self.scaler.y_scale.log())
+
+    @property
     def row_names(self) -> tuple[str, ...]:
         """Arguments of the program that have one entry per row."""
         return self.density.row_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from tests.cases import DOUBLE, dataset, network
 from tests.curvature.networks import noise
 from tests.curvature.test_sums import Convolutional
 
-STRUCTURES = ("full", "diag", "kron", "ekfac")
+STRUCTURES = ("full", "functional", "diag", "kron", "ekfac", "low_rank")
 
 
 def fit(kind: str, **settings: Any) -> Any:
-    return bdl.fit(network(kind), dataset(kind), bdl.Laplace(**{"steps": 200, **settings}))
+    return bdl.fit(network(kind), dataset(kind), bdl.Laplace(**{"steps": 200, "rank": 4, **settings}))
 
 
 def written_out(found: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,10 +59,10 @@ def test_a_regression_has_exact_moments(structure: str) -> None:
     torch.testing.assert_close(prediction.aleatoric, torch.full_like(prediction.mean, noise_variance))
 
 
-def test_draws_of_functions_have_the_same_moments() -> None:
-    found = fit("regression", structure="low_rank", rank=4, random=("0.*", "2.*"))
+def test_draws_of_functions_have_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fit("regression", structure="low_rank", random=("0.*", "2.*"))
     x, scale = dataset("regression").x[:6], found.problem.scaler.y_scale
-    assert covariances(NetworkOutputs(found.problem, found.mean), found.law.covariance) is None
+    monkeypatch.setattr("bayesdl.curvature.linearised.covariances", lambda *_: None)
     f, covariance = written_out(found, x)
     draws = 20_000
     prediction = found.predict(x, max_draws=draws)
@@ -83,22 +84,62 @@ def test_class_probabilities_are_those_of_gaussian_logits() -> None:
     assert ((prediction.probs - exact.mean(0)).abs() < 4.5 * error).all()
 
 
-def test_convolutions_and_what_belongs_to_no_layer() -> None:
-    """All by layers for a plain convolutional network; function by function where some weights belong to none."""
+@pytest.mark.parametrize("structure", ["kron", "functional", "low_rank"])
+def test_convolutions_and_what_belongs_to_no_layer(structure: str) -> None:
+    """A plain convolutional network, and one some of whose weights belong to no known layer."""
     x, y = noise(8, 2, 3, 3), noise(8, 2, seed=1)
     plain = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2)).double()
-    for net, by_layer in ((plain, True), (Convolutional().double(), False)):
+    for net in (plain, Convolutional().double()):
         model = bdl.BayesianNetwork(net, likelihood=bdl.likelihoods.Gaussian(noise=0.3))
-        found = bdl.fit(model, (x, y), bdl.Laplace(steps=50, structure="kron", polish=20))
+        found = bdl.fit(model, (x, y), bdl.Laplace(steps=50, structure=structure, rank=3, polish=20))
         moments = covariances(NetworkOutputs(found.problem, found.mean), found.law.covariance)
-        assert (moments is not None) == by_layer
-        f, covariance = written_out(found, x)
-        if moments is not None:
-            torch.testing.assert_close(moments(x)[1], covariance)
-        prediction = found.predict(x, max_draws=4000)
-        variances = covariance.diagonal(dim1=1, dim2=2)
-        assert ((prediction.mean - f).abs() < 4.5 * (variances / 4000).sqrt() + 1e-9).all()
-        torch.testing.assert_close(prediction.epistemic, variances, rtol=4.5 * (2 / 4000) ** 0.5, atol=1e-9)
+        assert moments is not None
+        mean, covariance = moments(x)
+        f, whole = written_out(found, x)
+        torch.testing.assert_close(mean, f)
+        torch.testing.assert_close(covariance, whole, rtol=1e-8, atol=1e-10)
+
+
+# -- few rows: the form in function space ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["regression", "classes"])
+def test_the_kernel_of_few_rows_is_the_full_matrix(kind: str, tmp_path: Path) -> None:
+    """Covariance, evidence, predictions and draws of the same mode, and again after it was saved."""
+    near = fit(kind, structure="full")
+    written, dual = (
+        bdl.fit(network(kind), dataset(kind), bdl.Laplace(structure=structure, polish=0), init=near)
+        for structure in ("full", "functional")
+    )
+    exact = {"rtol": 1e-8, "atol": 1e-10}
+    torch.testing.assert_close(dual.law.covariance.dense(), written.law.covariance.dense(), **exact)
+    torch.testing.assert_close(dual.sd, written.sd, **exact)
+    torch.testing.assert_close(dual.law.covariance.precisions(), written.law.covariance.precisions(), **exact)
+    assert dual.info["log_evidence"] == pytest.approx(written.info["log_evidence"], abs=1e-8)
+    assert dual.info["effective_parameters"] == pytest.approx(written.info["effective_parameters"], rel=1e-8)
+    assert float(dual.law.kl(written.law)) == pytest.approx(0, abs=1e-8)
+    x = dataset(kind).x + 0.3
+    a, b = dual.predict(x), written.predict(x)
+    torch.testing.assert_close(a.mean, b.mean, **exact)
+    torch.testing.assert_close(a.epistemic, b.epistemic, rtol=1e-8, atol=1e-10)
+    draws = dual.law.draws(20_000, 0) - dual.mean
+    sampled = draws.mT @ draws / len(draws)
+    error = (dual.sd[:, None] * dual.sd) / len(draws) ** 0.5
+    assert ((sampled - written.law.covariance.dense()).abs() < 7 * error + 1e-12).all()
+    dual.save(tmp_path)
+    loaded: Any = bdl.load(tmp_path)
+    torch.testing.assert_close(loaded.predict(x).mean, a.mean)
+
+
+def test_few_rows_choose_the_kernel_and_many_are_refused() -> None:
+    x, y = noise(20, 5), noise(20)
+    wide = nn.Sequential(nn.Linear(5, 300), nn.Tanh(), nn.Linear(300, 1)).double()
+    model = bdl.BayesianNetwork(wide, likelihood=bdl.likelihoods.Gaussian(noise=0.3))
+    assert bdl.fit(model, (x, y), bdl.Laplace(steps=5, polish=1)).info["structure"] == "functional"
+    x, y = noise(3000, 5), noise(3000, 10)
+    model = bdl.BayesianNetwork(nn.Linear(5, 10).double(), likelihood=bdl.likelihoods.Gaussian(noise=0.3))
+    with pytest.raises(MethodError, match=r"30,000 outputs of 3,000 rows takes 7 GiB"):
+        bdl.fit(model, (x, y), bdl.Laplace(structure="functional", steps=1, polish=0))
 
 
 def test_it_is_no_law_of_the_network_itself() -> None:
