@@ -42,6 +42,7 @@ STRUCTURES = {
 }
 OURS = "bayesdl"
 BACKENDS = ("CurvlinopsGGN", "BackPackGGN", "AsdlGGN")
+KEYS = ("fit", "predict", "rise")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -146,9 +147,11 @@ def run(name: str, label: str, weights: Path) -> dict[str, Any] | None:
     command = [sys.executable, __file__, "--worker", name, label, str(weights)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"{name}, {label}: {done.stderr.strip().splitlines()[-1][:120]}", file=sys.stderr)
+        why = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        print(f"{label}, {name}: {why[:120]}", file=sys.stderr)
         return None
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{label}, {name}:", *(f"{key} {found[key]:.3g}" for key in KEYS), file=sys.stderr, flush=True)
     return found
 
 
@@ -157,7 +160,7 @@ def table(results: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
     rows = []
     for label in STRUCTURES:
         mine = results[label, OURS]
-        middle = {key: statistics.median(one[key] for one in mine) for key in ("fit", "predict", "rise")}
+        middle = {key: statistics.median(one[key] for one in mine) for key in KEYS}
         rows.append([label, OURS, *(f"{value:.3g}" for value in middle.values()), ""])
         best = dict.fromkeys(middle, float("inf"))
         for backend in BACKENDS:

@@ -269,11 +269,11 @@ def wave(factors: tuple[float, float]) -> tuple[bdl.BayesianNetwork, tuple[Tenso
     return model, (x, (2 * x[:, 0]).sin() + 0.2 * noise(60, seed=3))
 
 
-@pytest.mark.parametrize("tune", ["prior", "layers"])
+@pytest.mark.parametrize("tune", ["prior", pytest.param("layers", marks=pytest.mark.slow)])
 def test_the_evidence_of_refitted_modes_is_highest_at_the_tuned_prior(tune: str, tmp_path: Path) -> None:
     """In a nonlinear network the curvature moves with the mode: MacKay's fixed point alone is elsewhere."""
     model, data = wave((1.0, 1.0))
-    found = fit(model, data, tune=tune, steps=1000, polish=600)
+    found = fit(model, data, tune=tune, steps=300, polish=600)
     assert found.info["interior"], found.info
     assert max(map(abs, found.info["evidence_gradient"].values())) < 1e-3
     best = list(found.info["prior_precision"].values())
