@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.func import vjp
 
 from bayesdl.curvature.precision import Choice, precision
+from bayesdl.curvature.products import hessian_products
 from bayesdl.curvature.spectrum import Block, covariance_of, log_evidence
 from bayesdl.curvature.sums import coordinates
 from bayesdl.errors import MethodError
 from bayesdl.infer.linear_gaussian import noise_site
 from bayesdl.infer.loop import Run
-from bayesdl.infer.newton import conjugate_gradients, hessian_product
+from bayesdl.infer.newton import conjugate_gradients
 from bayesdl.posterior.placed import Placed
 from bayesdl.posterior.problem import Problem
 
@@ -193,7 +194,7 @@ class ProfileEvidence:
         By conjugate gradients on products with the exact Hessian, in units of the approximation, so that a few dozen
         do. Where the Hessian is not negative along the way, the approximation itself stands for its inverse.
         """
-        density, sd = self.working(point.numbers).density, self._sd(point.numbers)
+        working, sd = self.working(point.numbers), self._sd(point.numbers)
         forces = point.z.new_zeros(len(point.numbers), len(point.z))
         for k, place in enumerate(self.groups.values()):
             forces[k, place] = (self.centre[place] - point.z[place]) / sd[place].square()
@@ -202,9 +203,10 @@ class ProfileEvidence:
         spread = covariance_of(point.blocks, len(point.z)).filled(sd)
         z, nowhere = point.z.expand_as(forces), forces.new_zeros(len(forces), spread.noise_dim)
         pull = vjp(spread.scaled, nowhere)[1]
+        curved = hessian_products(working, z, batch_size=self.choice.batch_size)
 
         def product(u: Tensor) -> Tensor:
-            found: Tensor = -pull(hessian_product(density, z, spread.scaled(u), "posterior"))[0]
+            found: Tensor = pull(curved(spread.scaled(u)))[0]
             return found
 
         direct = pull(forces)[0]
