@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayesdl.density import LogDensity, approximations, forecast, graph, layout
+from bayesdl.density.evaluator import _wrong
 from tests.density.programs import CASES
 
 
@@ -289,3 +290,16 @@ def test_products_are_turned_so_that_rows_fill_registers() -> None:
         torch.testing.assert_close(a, b)
     assert "mm" in recorded.code
     assert all(node.meta["val"].shape == (5, 32) for node in recorded.graph.nodes if "mm" in str(node.target))
+
+
+@pytest.mark.parametrize(("error", "found_out"), [(0.02, False), (500.0, True)])
+def test_rounding_at_a_mode_is_no_mismatch(error: float, found_out: bool) -> None:
+    """There the gradient is a small difference of large numbers, so an error that rounding explains looks large."""
+
+    def program(z: Tensor) -> tuple[Tensor, Tensor]:
+        return 5e5 * z.square().sum(1), 1e6 * z
+
+    def graph(z: Tensor) -> tuple[Tensor, Tensor]:
+        return 5e5 * z.square().sum(1), 1e6 * z + error
+
+    assert bool(_wrong(graph, program, (torch.zeros(1, 3),))) == found_out
