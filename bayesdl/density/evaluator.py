@@ -162,7 +162,7 @@ def _recorded(recorded: Blocks, original: Graph, inputs: tuple[Tensor, ...], wis
     Raises:
         TraceMismatch: the replay gives other numbers than the program.
     """
-    wrong = _wrong(recorded, original, inputs)
+    wrong = disagreement(recorded, original, inputs)
     if wrong:
         raise TraceMismatch(
             f"The recorded graph's {wrong}: the program does something while it is recorded that it does not "
@@ -176,7 +176,7 @@ def _recorded(recorded: Blocks, original: Graph, inputs: tuple[Tensor, ...], wis
         return Evaluator(recorded, "compile", fuses=True)
     try:
         recorded.compile(inputs)
-        wrong = _wrong(recorded, original, inputs)
+        wrong = disagreement(recorded, original, inputs)
         if wrong:
             raise CompilerFailure(f"The compiled graph's {wrong}")
     except CompilerFailure as failure:
@@ -185,7 +185,7 @@ def _recorded(recorded: Blocks, original: Graph, inputs: tuple[Tensor, ...], wis
     return Evaluator(recorded, "compile")
 
 
-def _wrong(found: Graph, original: Graph, inputs: tuple[Tensor, ...]) -> str:
+def disagreement(found: Graph, original: Graph, inputs: tuple[Tensor, ...]) -> str:
     """By how much a graph differs from the program beyond rounding, in words; empty if it does not.
 
     At a mode the gradient is a small difference of large numbers, whose rounding it does not show. So the one that

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bayesdl.density import LogDensity, approximations, forecast, graph, layout
-from bayesdl.density.evaluator import _wrong
+from bayesdl.density.evaluator import disagreement
 from tests.density.programs import CASES
 
 
@@ -302,4 +302,4 @@ def test_rounding_at_a_mode_is_no_mismatch(error: float, found_out: bool) -> Non
     def graph(z: Tensor) -> tuple[Tensor, Tensor]:
         return 5e5 * z.square().sum(1), 1e6 * z + error
 
-    assert bool(_wrong(graph, program, (torch.zeros(1, 3),))) == found_out
+    assert bool(disagreement(graph, program, (torch.zeros(1, 3),))) == found_out
