@@ -85,7 +85,7 @@ class LogDensity:
         self.batch: dict[str, Any] = dict(batch)
         self.sites: tuple[Site, ...] = found.sites
         self.observed = found.observed
-        self.n = found.rows if glance is batch else len(batch[model.row_arguments[0]])
+        self.n = found.rows if glance is batch else len(batch[_row_arguments(model)[0]])
         self.structure = found.structure
         self.temperature = float(temperature)
         self.likelihood_temperature = float(likelihood_temperature)
@@ -492,9 +492,15 @@ def _training(model: Any) -> bool:
     return bool(getattr(model, "training", False))
 
 
+def _row_arguments(model: Program) -> tuple[str, ...]:
+    """Arguments that a network says to have a row for each row of the data; of other programs it is not known."""
+    names: tuple[str, ...] = getattr(model, "row_arguments", ())
+    return names
+
+
 def _first_rows(model: Program, batch: Batch) -> Batch:
     """What discovery runs on: some rows, where a network says which arguments have them, so that memory is bounded."""
-    names = getattr(model, "row_arguments", ())
+    names = _row_arguments(model)
     if not names or len(batch[names[0]]) <= GLANCE:
         return batch
     return {name: value[:GLANCE] if name in names else value for name, value in batch.items()}

@@ -39,6 +39,8 @@ class IVON(GaussianVI):
 
     Args:
         learning_rate: of the mean, 1 being Newton's method; a number starts a cosine to zero.
+        initial_scale: as in ``GaussianVI``, but smaller: steps are in units of q's variances, and where these are too
+            wide at first the mean is thrown far from where the training before had brought it.
         curvature_rate: r, of the precision; small where mini-batches are, 1 minus the paper's beta_2.
     """
 
@@ -47,6 +49,7 @@ class IVON(GaussianVI):
     estimators: ClassVar[tuple[str, ...]] = (*GaussianVI.estimators, *KINDS)
 
     learning_rate: float | Schedule = 0.1
+    initial_scale: float = 0.01
     curvature_rate: float = 0.02
 
     def __post_init__(self) -> None:

@@ -22,12 +22,14 @@ class Candidate:
         w_std: of the fan-in prior.
         dropout: rate behind each hidden layer.
         shown: what distinguishes it from the method's other candidates.
+        start: fitted first, to start from; its epochs count.
     """
 
     method: bdl.Method
     w_std: float
     dropout: float = 0.0
     shown: Mapping[str, Any] = field(default_factory=dict)
+    start: bdl.Method | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,16 @@ def candidates(budget: Budget, rows: int, task: str) -> dict[str, list[Candidate
         {**step, "steps": steps // 2},
         {**batch, "steps": steps, "samples": 1},
     )
-    # Half of the steps lead there, half are spread over the draws.
+    # Half of the steps lead there (chains: to a mode, and as many again on), the others are spread over the draws.
     every = max(1, steps // (2 * budget.draws))
     snapshots = {"snapshots": budget.draws, "every": every, "optimizer": "adam"}
-    chain: dict[str, Any] = {"chains": 1, **batch, "warmup": steps // 2, "draws": budget.draws, "thin": every}
+    chain: dict[str, Any] = {
+        "chains": 1,
+        **batch,
+        "warmup": steps // 4,
+        "draws": budget.draws,
+        "thin": max(1, every // 2),
+    }
     rates = [{"learning_rate": rate} for rate in (budget.learning_rate / 3, budget.learning_rate)]
 
     def by_steps(kind: Any, **more: Any) -> list[Choice]:
@@ -106,7 +114,7 @@ def candidates(budget: Budget, rows: int, task: str) -> dict[str, list[Candidate
     }
     return {
         name: [
-            Candidate(method, w_std, dropout, {"w_std": w_std, **shown})
+            Candidate(method, w_std, dropout, {"w_std": w_std, **shown}, bdl.MAP(**half) if name == "SGLD" else None)
             for w_std in budget.w_std
             for method, shown, dropout in choices
         ]

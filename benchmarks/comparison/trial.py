@@ -36,7 +36,7 @@ def tuned(
     began, tried = time.process_time(), []
     for candidate in candidates:
         try:
-            posterior = candidate.method.fit(make(candidate), rest, seed=seed, progress=False)
+            posterior = fitted(make(candidate), candidate, rest, seed)
             score = float(posterior.predict(held.x, max_draws=max_draws).log_prob(held.y).mean())
         except BayesdlError as error:
             tried.append({**candidate.shown, "failed": type(error).__name__})
@@ -48,7 +48,13 @@ def tuned(
         raise BayesdlError(f"No setting could be fitted: {tried}.")
     best = max(finite, key=lambda k: scores[k] or -math.inf)
     middle = time.process_time()
-    posterior = candidates[best].method.fit(make(candidates[best]), train, seed=seed, progress=False)
+    posterior = fitted(make(candidates[best]), candidates[best], train, seed)
     end = time.process_time()
     known = {"tried": tried, "chosen": dict(candidates[best].shown)}
     return posterior, known | {"seconds": end - middle, "tuning_seconds": middle - began}
+
+
+def fitted(model: bdl.BayesianNetwork, candidate: Candidate, data: bdl.Dataset, seed: int) -> bdl.Posterior:
+    """The posterior of one candidate, from where its start leads."""
+    start = None if candidate.start is None else candidate.start.fit(model, data, seed=seed, progress=False)
+    return candidate.method.fit(model, data, seed=seed, init=start, progress=False)
