@@ -158,7 +158,7 @@ def run(name: str, label: str, weights: Path) -> dict[str, Any] | None:
 def table(results: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
     """Print medians, and ratios of the best of the others to ours."""
     rows = []
-    for label in STRUCTURES:
+    for label in dict.fromkeys(label for label, _ in results):
         mine = results[label, OURS]
         middle = {key: statistics.median(one[key] for one in mine) for key in KEYS}
         rows.append([label, OURS, *(f"{value:.3g}" for value in middle.values()), ""])
@@ -180,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", nargs=3, metavar=("NAME", "STRUCTURE", "WEIGHTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=list(STRUCTURES), action="append", help="some of the structures")
     options = parser.parse_args()
     if options.worker:
         worker(options.worker[0], options.worker[1], Path(options.worker[2]))
@@ -195,7 +196,7 @@ def main() -> None:
         weights = Path(folder) / "weights.pt"
         torch.save(net.state_dict(), weights)
         for _ in range(options.rounds):
-            for label in STRUCTURES:
+            for label in options.only or STRUCTURES:
                 for name in (OURS, *BACKENDS):
                     if (found := run(name, label, weights)) is not None:
                         results.setdefault((label, name), []).append(found)

@@ -17,6 +17,9 @@ from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kr
 from bayesdl.posterior.dual import Dual, kernel
 from bayesdl.posterior.placed import Placed, Spectral
 
+AT_ONCE = 2**20
+"""Numbers of a dense layer's covariance that are looked at together: what stays in the cache."""
+
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 DENSE_UP_TO = 4096
 """Unknowns of a dense covariance up to which rows of the Jacobian are made."""
@@ -55,6 +58,10 @@ def covariances(network: NetworkOutputs, covariance: Covariance) -> Moments | No
     if isinstance(first, Spectral):
         return _SpectralMoments(network, parts, covariance, first)
     if isinstance(first, Dense) and size <= DENSE_UP_TO:
+        if len(layers) == 1 and not others:
+            where = at[layers[0].place.flatten()]
+            root = covariance.scale[where, None] * first.root[where]
+            return _OneLayerMoments(network, layers[0], root @ root.mT)
         where = covariance.place[:size]
         if torch.equal(where, torch.cat([_range(site, network.z) for site in random])):
             return _DenseMoments(network, tuple(random), covariance.scale[:size, None] * first.root)
@@ -149,6 +156,32 @@ class _Spread:
             flat = (derivative * self.spread.sqrt()).flatten(2).movedim(0, 1)
             parts.append(flat @ flat.mT)
         return torch.cat(parts)
+
+
+class _OneLayerMoments:
+    """One layer with a dense covariance ``[O I, O I]``: that of its outputs, ``a^T S_op a``, between the gradients."""
+
+    def __init__(self, network: NetworkOutputs, layer: Layer, covariance: Tensor) -> None:
+        self.network, self.layer, self.covariance = network, layer, covariance
+        count, width = layer.place.shape
+        # [I, O O I]: one product with the inputs leaves a vector for each pair of outputs.
+        self.wide = covariance.reshape(count, width, count, width).movedim(0, 1).reshape(width, -1)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        f, (signal,) = signals(self.network, [self.layer], rows)
+        count, width = self.layer.place.shape
+        parts = []
+        if signal.inputs.shape[1] == 1:
+            inputs, back = signal.inputs[:, 0], signal.gradients[:, :, 0].movedim(0, 1)
+            step = max(1, AT_ONCE // self.wide.shape[1])
+            for a, g in zip(inputs.split(step), back.split(step), strict=True):
+                half = (a @ self.wide).reshape(len(a), count * count, width)
+                parts.append(g @ (half @ a.unsqueeze(2)).reshape(-1, count, count) @ g.mT)
+        else:
+            for derivative in signal.derivatives():
+                flat = derivative.flatten(2).movedim(0, 1)
+                parts.append(flat @ self.covariance @ flat.mT)
+        return f, torch.cat(parts)
 
 
 class _DenseMoments:

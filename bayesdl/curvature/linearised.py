@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from torch.func import jvp, vmap
 
 from bayesdl._rng import derive_seed, generator
-from bayesdl.curvature.functions import covariances
+from bayesdl.curvature.functions import Moments, covariances
 from bayesdl.curvature.links import LINKS, Link, link_of
 from bayesdl.curvature.outputs import NetworkOutputs
 from bayesdl.density import program
@@ -46,6 +46,12 @@ class LinearisedPosterior(GaussianPosterior):
     def __repr__(self) -> str:
         """Method, number of coordinates, structure."""
         return super().__repr__().replace("GaussianPosterior", type(self).__name__)
+
+    @cached_property
+    def functions(self) -> tuple[NetworkOutputs, Moments | None]:
+        """The network at the mean, and how to compute the moments of its outputs, if that can be."""
+        network = NetworkOutputs(self.problem, self.mean)
+        return network, covariances(network, self.law.covariance)
 
     def kl(self) -> float | None:
         """None, see the class."""
@@ -95,8 +101,7 @@ class LinearisedPosterior(GaussianPosterior):
         return self._predict(inputs, max_draws, seed, batch_size)
 
     def _in_closed_form(self, rows: Tensor, link: Link, size: int) -> Prediction:
-        network = NetworkOutputs(self.problem, self.mean)
-        moments = covariances(network, self.law.covariance)
+        network, moments = self.functions
         if moments is None:
             raise MethodError("This covariance gives no covariances of outputs row by row: use link='monte_carlo'.")
         with torch.no_grad(), program.unchecked():
@@ -138,8 +143,7 @@ class _Draws:
 
     def __init__(self, posterior: LinearisedPosterior, draws: int, seed: int) -> None:
         self.posterior, self.draws, self.seed = posterior, draws, seed
-        self.network = NetworkOutputs(posterior.problem, posterior.mean)
-        self.variance = covariances(self.network, posterior.law.covariance)
+        self.network, self.variance = posterior.functions
         self.hyper = self._hyper()
 
     def __call__(self, rows: Tensor) -> Distribution:
