@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bayesdl.errors import DataError, MethodError
 from bayesdl.infinite.contraction import Contraction, Jacobians, Structured, VectorProducts
 from bayesdl.infinite.finite import ELEMENTS, FiniteNetwork, Parameterisation
-from bayesdl.infinite.readout import Readout
+from bayesdl.infinite.readout import Outputs, Readout
 from bayesdl.models import BayesianNetwork
 
 Algorithm = Literal["auto", "jacobian", "vector_products", "structured"]
@@ -61,11 +61,11 @@ def empirical_ntk(
     Source: Jacot, Gabriel and Hongler (2018); Novak, Sohl-Dickstein and Schoenholz (2022) for the algorithms, whose
     costs are in the table of ``ntk_costs``.
     """
-    network = FiniteNetwork(net, x1, params, parameterisation)
-    return _ntk(network, x1, x2, algorithm, batch_size, per_output)
+    network = FiniteNetwork(net, params, parameterisation, x1)
+    return ntk_of(network, x1, x2, algorithm, batch_size, per_output)
 
 
-def _ntk(
+def ntk_of(
     network: FiniteNetwork,
     x1: Tensor,
     x2: Tensor | None = None,
@@ -73,6 +73,7 @@ def _ntk(
     batch_size: int | None = None,
     per_output: bool = False,
 ) -> Tensor:
+    """``empirical_ntk`` at a network's point."""
     first = network.inputs(x1)
     second = None if x2 is None else network.inputs(x2)
     method = _chosen(network, algorithm, per_output, len(first), len(first if second is None else second))
@@ -90,7 +91,7 @@ def ntk_costs(
     "jacobian" takes ``4 N K F + N^2 K P`` (K^2 for all pairs of outputs), "vector_products" ``3 N^2 K F``, and
     "structured" ``4 N K F + N^2 sum (I + K O)`` over the linear layers ``[O, I]``.
     """
-    network = FiniteNetwork(net, x1)
+    network = FiniteNetwork(net, x=x1)
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     forward = _forward(network)
     return {name: make(network, per_output).cost(n1, n2, forward) for name, make in ALGORITHMS.items()}
@@ -124,16 +125,21 @@ def empirical_nngp(
         ModelError: the network is refused, or does not end in a linear layer.
         DataError: inputs that it cannot take.
     """
-    network = FiniteNetwork(net, x1, params)
-    return _nngp(network, Readout(network), x1, x2, batch_size)
+    network = FiniteNetwork(net, params, x=x1)
+    return nngp_of(network, Readout(network), x1, x2, batch_size)
 
 
-def _nngp(
-    network: FiniteNetwork, readout: Readout, x1: Tensor, x2: Tensor | None = None, batch_size: int | None = None
+def nngp_of(
+    network: FiniteNetwork,
+    readout: Readout | Outputs,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    batch_size: int | None = None,
 ) -> Tensor:
+    """``empirical_nngp`` at a network's point."""
     first = network.inputs(x1)
     second = None if x2 is None else network.inputs(x2)
-    rows = _rows(batch_size, max(readout.fan_in, network.example.numel()), 1)
+    rows = _rows(batch_size, max(readout.size, network.example.numel()), 1)
     return tiled(readout.features, readout.product, first, second, rows)
 
 

@@ -28,9 +28,9 @@ class FiniteNetwork:
 
     Args:
         net: any module, which is copied and put into eval mode, or a ``BayesianNetwork``.
-        x: inputs ``[N, ...]``, of which the first row is kept.
         params: values of all or some of the parameters by name; the module's own by default.
         parameterisation: see above.
+        x: inputs ``[N, ...]``, of which the first row is kept, where it is needed.
 
     Attributes:
         model: the network with its prior.
@@ -47,16 +47,17 @@ class FiniteNetwork:
     def __init__(
         self,
         net: nn.Module | BayesianNetwork,
-        x: Tensor,
         params: Mapping[str, Tensor] | None = None,
         parameterisation: Parameterisation = "standard",
+        x: Tensor | None = None,
     ) -> None:
         if parameterisation not in ("standard", "ntk"):
             raise ModelError(f"parameterisation={parameterisation!r} must be 'standard' or 'ntk'.")
         self.has_prior = isinstance(net, BayesianNetwork)
         # The prior of a bare module is never looked at; this one has a rule for every kind of parameter.
         self.model = net if isinstance(net, BayesianNetwork) else BayesianNetwork(net, priors.Normal(1.0))
-        self.example = self.inputs(x)[:1]
+        if x is not None:
+            self.example = self.inputs(x)[:1]
         self.sites = tuple(self._sites())
         self.scale = self._units(parameterisation)
         own = dict(self.model.net.named_parameters())

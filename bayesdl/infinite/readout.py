@@ -1,4 +1,4 @@
-"""The linear layer that makes a network's outputs, and the features that it takes."""
+"""What a network's covariance is made of: the features that its last linear layer takes, or its outputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,29 @@ from bayesdl.errors import ModelError
 from bayesdl.infinite.finite import FiniteNetwork
 
 
+class Outputs:
+    """``f(x) . f(x') / K``: one draw of a network's kernel where nothing can be integrated out."""
+
+    def __init__(self, network: FiniteNetwork) -> None:
+        self.network = network
+        with torch.no_grad():
+            self.size = network.at(network.z, network.example).shape[1]
+
+    def features(self, x: Tensor) -> Tensor:
+        """f ``[B, K]``."""
+        with torch.no_grad():
+            return self.network.at(self.network.z, x)
+
+    def product(self, one: Tensor, other: Tensor) -> Tensor:
+        """``[B1, B2]``."""
+        return one @ other.mT / self.size
+
+
 class Readout:
     """``f(x) = W h(x) + b``, and the covariance of f over W and b, ``w_var h(x) . h(x') + b_var``.
 
     Attributes:
-        fan_in: n, the number of features.
+        size: n, the number of features.
         w_var: prior variance of a weight; without a prior ``1 / n``.
         b_var: prior variance of a bias; without a prior, or without a bias, 0.
 
@@ -35,7 +53,7 @@ class Readout:
                 "be taken. Let it end in one; monte_carlo_kernel needs none."
             )
         self.name, self.module = ends[-1], linear[ends[-1]]
-        self.fan_in = self.module.in_features
+        self.size = self.module.in_features
         self.w_var, self.b_var = (self._variance("weight"), self._variance("bias"))
 
     def features(self, x: Tensor) -> Tensor:
@@ -50,7 +68,7 @@ class Readout:
     def _variance(self, part: str) -> float:
         name = f"{self.name}.{part}" if self.name else part
         if not self.network.has_prior:
-            return 1 / self.fan_in if part == "weight" else 0.0
+            return 1 / self.size if part == "weight" else 0.0
         info = next((info for info in self.network.model.sites if info.name == name), None)
         if info is None:
             if getattr(self.module, part) is None:
