@@ -68,7 +68,8 @@ def kernel_drift(
     """Train a copy by gradient descent on the mean squared error, and measure how its tangent kernel changes.
 
     In the infinite limit the kernel stays as it is, and the network and its linearisation stay together (Lee et al.,
-    2019, theorem 2.1); at width n, change and gap fall about as fast as ``1 / n``, at a given time.
+    2019, theorem 2.1). At width n and a given time, change and gap fall as ``1 / n`` for smooth activations and more
+    slowly for relu, whose units switch. They differ by a factor of ten between draws, so that one run says little.
 
     Args:
         net: any module, or a ``BayesianNetwork``. It is not changed.
@@ -127,7 +128,8 @@ def kernel_drift(
             moved = (linear - f_new).norm()
             found["gap"].append(float((outputs - linear).norm() / moved) if moved > 0 else 0.0)
         network.z = network.z - rate * slope(network.z)
-    return KernelDrift(times, *(torch.tensor(values) for values in found.values()), outputs, linear, rate)
+    histories = {name: torch.tensor(values) for name, values in found.items()}
+    return KernelDrift(steps=times, outputs=outputs, linear=linear, learning_rate=rate, **histories)
 
 
 def width_rate(widths: Sequence[int], values: Tensor) -> tuple[float, float]:

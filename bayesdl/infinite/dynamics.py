@@ -129,9 +129,7 @@ class GradientFlow:
             raise MethodError("Gradient descent diverges: the learning rate is beyond learning_rate_limit.")
         return torch.where(self.alive, 1 - (1 - torch.where(self.alive, self.speeds, 1.0)) ** t, 0.0)
 
-    def mean(
-        self, times: Times, cross: Tensor | None = None, start: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def mean(self, times: Times, cross: Tensor | None = None, start: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Mean of the ensemble, or the function of one network.
 
         Args:

@@ -78,7 +78,7 @@ class FiniteNetwork:
         return (x.to(self.model.dtype) if x.is_floating_point() else x).to(self.model.device)
 
     def flat(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """z ``[D]`` of parameters by name."""
+        """The point ``[D]`` of parameters by name."""
         return torch.cat([theta[site.name].flatten() for site in self.sites]) / self.scale
 
     def parameters(self, z: Tensor) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ class FiniteNetwork:
         return self.outputs(self.parameters(z), x)
 
     def draw(self, seed: int, number: int) -> Tensor:
-        """z ``[D]`` drawn from the prior, or for a bare module from its own initialisation."""
+        """A point ``[D]`` drawn from the prior, or for a bare module from its own initialisation."""
         model = self.model
         if not self.has_prior:
             return self.flat(model.initial_values(generator(seed, "initialisation", number)))
@@ -141,4 +141,3 @@ class FiniteNetwork:
             if value.shape != own[name].shape:
                 raise DataError(f"params[{name!r}] has shape {tuple(value.shape)}, not {tuple(own[name].shape)}.")
         return {name: value.detach().to(own[name]) for name, value in params.items()}
-

@@ -44,8 +44,9 @@ class LinearisedNetwork(nn.Module):
         def function(z: Tensor) -> Tensor:
             return network.model.forward(network.parameters(z), x)
 
-        value, along = jvp(function, (network.z,), (w - network.z,))
-        return value + along
+        both = jvp(function, (network.z,), (w - network.z,))
+        expansion: Tensor = both[0] + both[1]
+        return expansion
 
 
 def linearize(

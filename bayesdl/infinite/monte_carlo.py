@@ -80,8 +80,8 @@ def monte_carlo_kernel(
         first.add(nngp_of(network, readout, x1, x2, batch_size))
         if ntk:
             second.add(ntk_of(network, x1, x2, batch_size=batch_size))
-    nngp, nngp_error = first.summary()
-    return MonteCarloKernel(nngp, nngp_error, *(second.summary() if ntk else (None, None)), draws)
+    tangent, tangent_error = second.summary() if ntk else (None, None)
+    return MonteCarloKernel(*first.summary(), tangent, tangent_error, draws)
 
 
 class _Moments:

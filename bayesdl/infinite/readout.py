@@ -20,7 +20,7 @@ class Outputs:
             self.size = network.at(network.z, network.example).shape[1]
 
     def features(self, x: Tensor) -> Tensor:
-        """f ``[B, K]``."""
+        """Outputs ``[B, K]``."""
         with torch.no_grad():
             return self.network.at(self.network.z, x)
 
@@ -46,7 +46,9 @@ class Readout:
         linear = {name: module for name, module in network.model.net.named_modules() if type(module) is nn.Linear}
         f, calls = self._listen(linear, network.example)
         # The layer whose output is the network's, to the last bit.
-        ends = [name for name, (_, out) in calls if out.numel() == f.numel() and torch.equal(out.flatten(), f.flatten())]
+        ends = [
+            name for name, (_, out) in calls if out.numel() == f.numel() and torch.equal(out.flatten(), f.flatten())
+        ]
         if not ends:
             raise ModelError(
                 "The network's outputs are not those of a Linear layer, so there is no readout whose features could "
@@ -57,7 +59,7 @@ class Readout:
         self.w_var, self.b_var = (self._variance("weight"), self._variance("bias"))
 
     def features(self, x: Tensor) -> Tensor:
-        """h ``[B, n]``."""
+        """What the layer takes, ``[B, n]``."""
         _, calls = self._listen({self.name: self.module}, x)
         return calls[-1][1][0].reshape(len(x), -1)
 

@@ -20,7 +20,12 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.twice, self.norm, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 2)
+        self.first, self.twice, self.norm, self.last = (
+            nn.Linear(4, 5),
+            nn.Linear(5, 5),
+            nn.LayerNorm(5),
+            nn.Linear(5, 2),
+        )
         self.gain = nn.Parameter(torch.randn(5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +37,9 @@ class Odd(nn.Module):
 def build(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(3)
     if name == "mlp":
-        net: nn.Module = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 6, bias=False), nn.ReLU(), nn.Linear(6, 3))
+        net: nn.Module = nn.Sequential(
+            nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 6, bias=False), nn.ReLU(), nn.Linear(6, 3)
+        )
         shape: tuple[int, ...] = (4,)
     elif name == "conv":
         net = nn.Sequential(

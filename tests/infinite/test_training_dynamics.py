@@ -87,7 +87,9 @@ def test_linearised_network_trains_as_the_closed_form_says(loss: str) -> None:
         optimiser.step()
     with torch.no_grad():
         torch.testing.assert_close(linear(new).flatten(), flow.mean(25, cross, start), rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(linear(x).flatten(), flow.mean(25, None, (start[1], start[1])), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            linear(x).flatten(), flow.mean(25, None, (start[1], start[1])), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_learning_rate_limit_separates_descent_from_divergence() -> None:
@@ -100,7 +102,8 @@ def test_learning_rate_limit_separates_descent_from_divergence() -> None:
         for _ in range(120):
             loss = (linear(x) - y).square().mean() / 2
             losses.append(loss.item())
-            for parameter, slope in zip(linear.parameters(), torch.autograd.grad(loss, list(linear.parameters()))):
+            parameters = list(linear.parameters())
+            for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.data -= factor * limit * slope
         assert (losses[-1] < losses[0]) is stable
     with pytest.raises(MethodError, match="diverges"):
@@ -198,7 +201,9 @@ def test_ridge_is_weight_decay_towards_the_start() -> None:
         for parameter, slope, origin in zip(parameters, slopes, start, strict=True):
             parameter.data -= 0.05 * (slope + decay * (parameter.data - origin))
     f0 = net(x).detach()
-    torch.testing.assert_close(flow.mean(15, cross, (net(new).detach(), f0)), linear(new).detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        flow.mean(15, cross, (net(new).detach(), f0)), linear(new).detach(), rtol=1e-10, atol=1e-10
+    )
     torch.testing.assert_close(flow.mean(15, None, (f0, f0)), linear(x).detach(), rtol=1e-10, atol=1e-10)
 
 
