@@ -9,7 +9,9 @@ from torch.func import functional_call, jacrev
 
 from bayesdl.errors import DataError, MethodError, ModelError
 from bayesdl.infinite import empirical_nngp, empirical_ntk, ntk_costs
+from bayesdl.infinite.contraction import Structured
 from bayesdl.infinite.empirical import ALGORITHMS
+from bayesdl.infinite.finite import FiniteNetwork
 from bayesdl.models import BayesianNetwork, priors
 
 NORMAL = priors.Normal("fan_in", w_std=1.5, b_std=0.3)
@@ -43,8 +45,8 @@ def build(name: str) -> tuple[nn.Module, Tensor, Tensor]:
         shape: tuple[int, ...] = (4,)
     elif name == "conv":
         net = nn.Sequential(
-            nn.Conv2d(2, 3, 3, padding=1), nn.GELU(), nn.Conv2d(3, 30, 2, stride=2), nn.ReLU(), nn.Conv2d(30, 30, 2),
-            nn.Flatten(), nn.Linear(30, 2),
+            nn.Conv2d(2, 3, 3, padding=1), nn.GELU(), nn.Conv2d(3, 30, 2, stride=2), nn.ReLU(),
+            nn.Conv2d(30, 60, (1, 2), padding=(0, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(360, 2),
         )  # fmt: skip
         shape = (2, 4, 4)
     else:
@@ -72,6 +74,17 @@ def test_algorithms_equal_the_dense_jacobian(name: str, algorithm: str) -> None:
         torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
         mean = empirical_ntk(net, x1, second, algorithm=algorithm, batch_size=batch)
         torch.testing.assert_close(mean, exact.diagonal(dim1=2, dim2=3).mean(2), rtol=1e-10, atol=1e-10)
+
+
+def test_structured_takes_the_cheaper_way_for_each_convolution() -> None:
+    net, x1, _ = build("conv")
+    method = Structured(FiniteNetwork(net, x=x1), per_output=False)
+    assert [t for _, _, t in method.shapes] == [16, 4, 6, 1]
+    assert method.gram == [False, False, True, True]
+    odd = Structured(FiniteNetwork(build("odd")[0], x=build("odd")[1]), per_output=False)
+    assert [layer.name for layer in odd.layers] == ["first", "last"]
+    assert odd.rest is not None
+    assert {site.name.split(".")[0] for site in odd.rest.sites} == {"twice", "norm", "gain"}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
