@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayesdl.errors import DataError, MethodError
+from bayesdl.errors import DataError, MethodError, ModelError
 from bayesdl.infinite.contraction import Contraction, Jacobians, Structured, VectorProducts
 from bayesdl.infinite.finite import ELEMENTS, FiniteNetwork, Parameterisation
 from bayesdl.infinite.readout import Outputs, Readout
@@ -54,7 +54,8 @@ def empirical_ntk(
         ``[N1, N2]``, or ``[N1, N2, K, K]`` with ``per_output``. No gradient flows through it.
 
     Raises:
-        ModelError: the network is refused, as by ``BayesianNetwork``, or has no prior for "ntk".
+        ModelError: the network is refused, as by ``BayesianNetwork``, has a recurrent layer of torch's, or no prior for
+            "ntk".
         DataError: inputs that it cannot take.
         MethodError: an unknown algorithm.
 
@@ -187,6 +188,12 @@ def _rows(batch_size: int | None, row_numbers: int, pair_numbers: int) -> int:
 
 
 def _chosen(network: FiniteNetwork, algorithm: Algorithm, per_output: bool, n1: int, n2: int) -> Contraction:
+    if any(isinstance(module, nn.RNNBase) for module in network.model.net.modules()):
+        # torch differentiates their fused kernels for a whole batch only.
+        raise ModelError(
+            "The tangent kernel needs derivatives row by row, which torch's recurrent layers do not give. Write the "
+            "recurrence with Linear layers."
+        )
     if algorithm != "auto":
         if algorithm not in ALGORITHMS:
             raise MethodError(f"algorithm={algorithm!r} must be 'auto' or one of {', '.join(map(repr, ALGORITHMS))}.")

@@ -36,6 +36,17 @@ class Odd(nn.Module):
         return self.last(self.gain * h)
 
 
+class Last(nn.Module):
+    """The last output of a recurrent layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0][:, -1]
+
+
 def build(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(3)
     if name == "mlp":
@@ -141,6 +152,8 @@ def test_what_cannot_be_done_is_said() -> None:
         empirical_ntk(net, x1, parameterisation="ntk")
     with pytest.raises(ModelError, match="Linear"):
         empirical_nngp(nn.Sequential(net, nn.Softmax(1)), x1)
+    with pytest.raises(ModelError, match="recurrent"):
+        empirical_ntk(Last(nn.LSTM(2, 3, batch_first=True)), torch.randn(2, 4, 2))
     with pytest.raises(DataError, match="NaN"):
         empirical_ntk(net, x1 / 0)
     with pytest.raises(DataError, match="cannot take"):
