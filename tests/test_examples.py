@@ -170,6 +170,17 @@ def funnel(result: Result) -> None:
     assert centred["rhat"] > cured["rhat"] + 0.01
 
 
+def lazy_training(result: Result) -> None:
+    narrow, wide = result["widths"].values()
+    assert wide["pull"] < 2
+    assert 0.3 < wide["spread"] < 2.5
+    for key in ("change", "gap"):
+        assert wide[key] < 0.5 * narrow[key]
+        assert result["rates"][key][0] + 2 * result["rates"][key][1] < 0
+    assert wide["change"] < 0.1
+    assert result["pulls"] < 3
+
+
 def network_hmc(result: Result) -> None:
     assert set(result["samplers"]) == {"HMC", "NUTS", "ChEES", "MCLMC"}
     gaps = []
@@ -234,6 +245,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "foreign_images": foreign_images,
     "gap": gap,
     "hierarchical_regression": schools,
+    "lazy_training": lazy_training,
     "linear_regression": linear_regression,
     "mixture": mixture,
     "network_hmc": network_hmc,

@@ -7,19 +7,40 @@ all that K-FAC, exact diagonals and linearised predictions need: K backward pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from bayesdl.curvature.outputs import NetworkOutputs
 from bayesdl.density import Site
+from bayesdl.models import BayesianNetwork
 
 ELEMENTS = 2**24
 """Numbers in the largest tensor that is made at once."""
+
+
+class Outputs(Protocol):
+    """What is needed of a network at a point ``z [D]``; ``NetworkOutputs`` is one."""
+
+    model: BayesianNetwork
+    z: Tensor
+
+    @property
+    def example(self) -> Tensor:
+        """One row of inputs."""
+        ...
+
+    def parameters(self, z: Tensor) -> dict[str, Tensor]:
+        """Values by name."""
+        ...
+
+    def outputs(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """``[B, K]``."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +109,7 @@ class Signals:
             yield g[:, rows].mT @ a[rows]
 
 
-def layers_of(network: NetworkOutputs, random: Sequence[Site]) -> tuple[list[Layer], list[Site]]:
+def layers_of(network: Outputs, random: Sequence[Site]) -> tuple[list[Layer], list[Site]]:
     """The layers whose weight is random, and the random sites that belong to none.
 
     A layer must be of exactly one of the known types, share its parameters with nobody, and see every row once.
@@ -117,7 +138,7 @@ def layers_of(network: NetworkOutputs, random: Sequence[Site]) -> tuple[list[Lay
 
 
 def signals(
-    network: NetworkOutputs, layers: Sequence[Layer], x: Tensor, roots: Tensor | None = None
+    network: Outputs, layers: Sequence[Layer], x: Tensor, roots: Tensor | None = None
 ) -> tuple[Tensor, list[Signals]]:
     """Run the network on a batch, and go back from C functions of its outputs.
 
@@ -160,11 +181,11 @@ def _coordinates(site: Site, z: Tensor) -> Tensor:
     return torch.arange(site.start, site.stop, device=z.device)
 
 
-def _seen_once(network: NetworkOutputs, layers: list[Layer]) -> list[Layer]:
-    x = network.problem.batch["x"]
-    two = x[:1].expand(2, *x.shape[1:])
+def _seen_once(network: Outputs, layers: list[Layer]) -> list[Layer]:
+    x = network.example
+    two = x.expand(2, *x.shape[1:])
     with torch.no_grad(), _listening(layers) as heard:
-        network.at(network.z, two)
+        network.outputs(network.parameters(network.z), two)
     dims: dict[type[nn.Module], int] = {nn.Conv2d: 4}
     return [
         layer

@@ -51,6 +51,12 @@ class NetworkOutputs:
         self.sites = tuple(site for site in problem.density.sites if site.name in names)
         self.hyper = tuple(site for site in problem.density.sites if site.name not in names)
 
+    @property
+    def example(self) -> Tensor:
+        """One row of inputs, in the model's units."""
+        x: Tensor = self.problem.batch["x"][:1]
+        return x
+
     def batches(self, batch_size: int | None = None) -> Iterator[dict[str, Any]]:
         """The training rows in batches, each row once."""
         for index in torch.arange(self.problem.n).split(batch_size or ROWS):

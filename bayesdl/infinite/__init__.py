@@ -1,10 +1,39 @@
 """Infinitely wide networks: kernels, and the Gaussian processes that they define."""
 
 from bayesdl.infinite.convert import from_module
+from bayesdl.infinite.drift import KernelDrift, kernel_alignment, kernel_distance, kernel_drift, width_rate
+from bayesdl.infinite.dynamics import GradientFlow, learning_rate_limit
+from bayesdl.infinite.empirical import empirical_nngp, empirical_ntk, ntk_costs
 from bayesdl.infinite.kernel import nngp
 from bayesdl.infinite.kernels import NNGPKernel
 from bayesdl.infinite.layers import Activation, Dense, fully_connected
+from bayesdl.infinite.linearise import LinearisedNetwork, linearize
 from bayesdl.infinite.methods import GP, NNGP
+from bayesdl.infinite.monte_carlo import MonteCarloKernel, monte_carlo_kernel
 from bayesdl.infinite.posterior import GPPosterior
 
-__all__ = ["GP", "NNGP", "Activation", "Dense", "GPPosterior", "NNGPKernel", "from_module", "fully_connected", "nngp"]
+__all__ = [
+    "GP",
+    "NNGP",
+    "Activation",
+    "Dense",
+    "GPPosterior",
+    "GradientFlow",
+    "KernelDrift",
+    "LinearisedNetwork",
+    "MonteCarloKernel",
+    "NNGPKernel",
+    "empirical_nngp",
+    "empirical_ntk",
+    "from_module",
+    "fully_connected",
+    "kernel_alignment",
+    "kernel_distance",
+    "kernel_drift",
+    "learning_rate_limit",
+    "linearize",
+    "monte_carlo_kernel",
+    "nngp",
+    "ntk_costs",
+    "width_rate",
+]
