@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from bayesdl.errors import DataError, ModelError
 from bayesdl.infinite import Activation, Dense, from_module, fully_connected, nngp
-from bayesdl.infinite.kernel import propagate
-from bayesdl.infinite.layers import Covariance, layers_from_json, layers_to_json
+from bayesdl.infinite.layers import layers_from_json, layers_to_json
+from bayesdl.infinite.rules import Covariance, propagate
 from bayesdl.models import BayesianNetwork, Erf, priors
 
-REFERENCE = np.load(Path(__file__).parent / "data" / "dense.npz")
+REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_layers_survive_json() -> None:
         (lambda: Dense(0.0, 1.0), "w_std"),
         (lambda: Dense(1.0, -1.0), "b_std"),
         (lambda: Dense(float("nan"), 1.0), "w_std"),
-        (lambda: Activation("tanh"), "relu, erf"),
+        (lambda: Activation("tanh"), "relu, abs, erf"),
         (lambda: fully_connected(-1), "depth"),
         (lambda: nngp((Activation("relu"), Dense()), torch.ones(2, 2)), "first layer"),
         (lambda: nngp((Dense(), Activation("relu")), torch.ones(2, 2)), "last layer"),
