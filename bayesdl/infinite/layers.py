@@ -242,7 +242,7 @@ def layers_to_json(layers: Sequence[Layer]) -> list[dict[str, Any]] | None:
         elif isinstance(layer, Activation) and callable(layer.name):
             return None
         else:
-            values.append({"layer": name, **asdict(layer)})
+            values.append({"layer": name, **{key: _lists(item) for key, item in asdict(layer).items()}})
     return values
 
 
@@ -255,6 +255,10 @@ def layers_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
             settings["branches"] = tuple(map(layers_from_json, value["branches"]))
         layers.append(_KINDS[value["layer"]](**settings))
     return tuple(layers)
+
+
+def _lists(item: Any) -> Any:
+    return list(map(_lists, item)) if isinstance(item, tuple) else item
 
 
 def _tuples(item: Any) -> Any:

@@ -31,7 +31,8 @@ _COMPOSITES: dict[type[Module], Callable[[Kernel], list[Kernel]]] = {
     gpytorch.kernels.AdditiveKernel: lambda kernel: list(kernel.kernels),
     gpytorch.kernels.ProductKernel: lambda kernel: list(kernel.kernels),
 }
-_BY_NAME: dict[str, type[Module]] = {cls.__name__: cls for cls in (*_SETTINGS, *_COMPOSITES, NNGPKernel, NTKKernel)}
+_CLASSES: tuple[type[Module], ...] = (*_SETTINGS, *_COMPOSITES, NNGPKernel, NTKKernel)
+_BY_NAME = {cls.__name__: cls for cls in _CLASSES}
 
 
 def to_json(module: Module) -> dict[str, Any] | None:

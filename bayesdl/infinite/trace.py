@@ -18,47 +18,18 @@ from torch.nn import functional as F
 
 from bayesdl.errors import ModelError
 from bayesdl.infinite.layers import AvgPool, Flatten, Layer, LayerNorm, Sum, spatial_of
+from bayesdl.infinite.operations import (
+    ELEMENTWISE_MODULES,
+    FUNCTIONS,
+    METHODS,
+    NEUTRAL_FUNCTIONS,
+    NEUTRAL_MODULES,
+    NO_LIMIT,
+    PARTS,
+    REASONS,
+    SUMS,
+)
 from bayesdl.infinite.recognise import elementwise
-
-NO_LIMIT = "For a network that has none, bayesdl.infinite.monte_carlo estimates the kernel of wide finite networks."
-_PARTS = "There are rules for Linear, Conv1d, Conv2d, average pools, Flatten, LayerNorm, sums and elementwise ones"
-_REASONS: dict[str, str] = {
-    "maxpool": "the maximum of correlated Gaussians has no closed-form covariance",
-    "max_pool": "the maximum of correlated Gaussians has no closed-form covariance",
-    "attention": "its weights multiply each other at random, so that one head's output is not Gaussian",
-    "transformer": "its attention weights multiply each other, so that one head's output is not Gaussian",
-    "softmax": "it mixes units, so that they are not exchangeable sums any more",
-    "batchnorm": "it makes a row's output depend on the other rows",
-    "embedding": "its inputs are indices, not numbers",
-    "prelu": "its slope is a parameter; leaky_relu holds it fixed",
-    "lstm": "recurrent weights are used again at every step",
-    "gru": "recurrent weights are used again at every step",
-    "rnn": "recurrent weights are used again at every step",
-}
-_ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.LogSigmoid,
-    nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish,
-    nn.ReLU6, nn.Threshold,
-)  # fmt: skip
-_NEUTRAL_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_NEUTRAL_FUNCTIONS = {F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, torch.dropout}
-_NAMES = (
-    "abs", "neg", "exp", "expm1", "log1p", "sin", "cos", "sinh", "cosh", "tanh", "atan", "asinh", "erf", "erfc",
-    "sigmoid", "relu", "square", "pow", "sign", "clamp", "add", "sub", "mul", "div", "true_divide", "heaviside",
-    "where", "gt", "lt", "ge", "le", "maximum", "minimum", "reciprocal", "sqrt", "positive",
-)  # fmt: skip
-_ACTIVATIONS = (
-    "relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid", "logsigmoid", "softplus", "softsign",
-    "tanhshrink", "softshrink", "hardshrink", "hardtanh", "hardsigmoid", "hardswish", "relu6", "leaky_relu",
-    "threshold",
-)  # fmt: skip
-_METHODS = set(_NAMES)
-_FUNCTIONS: set[Any] = {getattr(torch, name) for name in _NAMES} | {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.abs, abs,
-    operator.gt, operator.lt, operator.ge, operator.le, operator.pos, torch.special.erf, torch.special.ndtr,
-    torch.special.expit, *(getattr(F, name) for name in _ACTIVATIONS),
-}  # fmt: skip
-_SUMS = {operator.add, operator.sub, torch.add, torch.sub, "add", "sub", operator.iadd}
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +131,9 @@ class Walk:
         if source not in self.values:
             raise self._refusal(label, type(layer).__name__)
         kind = type(layer)
-        if kind in _ELEMENTWISE_MODULES:
+        if kind in ELEMENTWISE_MODULES:
             return self._extend(source, layer)
-        if kind in _NEUTRAL_MODULES:
+        if kind in NEUTRAL_MODULES:
             return self.values[source]
         if kind in (nn.Linear, nn.Conv1d, nn.Conv2d):
             if layer in self.used:
@@ -181,8 +152,9 @@ class Walk:
             return Flatten()
         if isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d)):
             dims = 1 if isinstance(layer, nn.AvgPool1d) else 2
-            return _pool(dims, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode,
-                         layer.count_include_pad, getattr(layer, "divisor_override", None), label)  # fmt: skip
+            divisor = getattr(layer, "divisor_override", None)
+            size, stride, padding = layer.kernel_size, layer.stride, layer.padding
+            return _pool(dims, label, size, stride, padding, layer.ceil_mode, layer.count_include_pad, divisor)
         if isinstance(layer, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)):
             return _global(layer.output_size, label)
         if isinstance(layer, nn.LayerNorm):
@@ -192,10 +164,10 @@ class Walk:
         raise self._refusal(label, type(layer).__name__)
 
     def _refusal(self, label: str, kind: str) -> ModelError:
-        why = next((reason for word, reason in _REASONS.items() if word in kind.lower()), None)
+        why = next((reason for word, reason in REASONS.items() if word in kind.lower()), None)
         because = f": {why}" if why else ""
         return ModelError(
-            f"Layer {label} has no rule for infinite width{because}. {_PARTS} (ReLU, Erf, ...). {NO_LIMIT}"
+            f"Layer {label} has no rule for infinite width{because}. {PARTS} (ReLU, Erf, ...). {NO_LIMIT}"
         )
 
     def _extend(self, source: fx.Node, function: Callable[[Tensor], Tensor]) -> Value:
@@ -210,17 +182,17 @@ class Walk:
         source = parents[0]
         if target in ("size", "dim") or target is getattr:
             return None
-        if target in _NEUTRAL_FUNCTIONS or target in ("contiguous",):
+        if target in NEUTRAL_FUNCTIONS or target in ("contiguous",):
             return self.values[source]
         if len(parents) == 1 and self._is_flatten(node):
             return Value((*self._finish(source), Step(Flatten())))
         steps = self._averages(node, label)
         if steps is not None:
             return Value((*self._finish(source), *map(Step, steps)))
-        if target in (_METHODS if node.op == "call_method" else _FUNCTIONS):
+        if target in (METHODS if node.op == "call_method" else FUNCTIONS):
             if all(self.values[parent].steps == self.values[source].steps for parent in parents):
                 return self._combine(node)
-            if target in _SUMS and len(parents) == 2 and not node.kwargs and len(node.args) == 2:
+            if target in SUMS and len(parents) == 2 and not node.kwargs and len(node.args) == 2:
                 return self._add(*parents)
         raise self._refusal(label, str(getattr(target, "__name__", target)))
 
@@ -243,7 +215,8 @@ class Walk:
             names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
             given = {"stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True,
                      "divisor_override": None, **dict(zip(names, args, strict=False)), **keys}  # fmt: skip
-            return [_pool(1 if node.target is F.avg_pool1d else 2, *(given[name] for name in names), label=label)]
+            settings = [given[name] for name in names]
+            return [_pool(1 if node.target is F.avg_pool1d else 2, label, *settings)]
         if node.target in ("mean", torch.mean):
             dims = keys.get("dim", args[0] if args else None)
             dims = (dims,) if isinstance(dims, int) else dims
@@ -301,7 +274,7 @@ def _pair(value: Any, dims: int) -> tuple[int, ...]:
     return value * dims if len(value) == 1 else value
 
 
-def _pool(dims: int, size: Any, stride: Any, padding: Any, ceil: Any, count: Any, divisor: Any, label: str) -> AvgPool:
+def _pool(dims: int, label: str, size: Any, stride: Any, padding: Any, ceil: Any, count: Any, divisor: Any) -> AvgPool:
     window, pads = _pair(size, dims), _pair(padding, dims)
     if ceil or divisor is not None or (not count and any(pads)):
         raise ModelError(
