@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bayesdl as bdl
+from bayesdl.data import Dataset
 from bayesdl.errors import DataError, ModelError
 from bayesdl.infinite import NNGPKernel, NTKKernel, from_module, kernel
+from bayesdl.models import BayesianNetwork, likelihoods, priors
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
 
@@ -199,3 +202,17 @@ def test_images_of_another_size_no_rows_and_missing_flatten() -> None:
         k.nngp(x, torch.ones(2, 3, 5, 6))
     with pytest.raises(ModelError, match="Flatten"):
         from_module(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(4, 1)), w_std=1.0, b_std=0.0).nngp(x)
+
+
+def test_a_convolutional_network_is_fitted_saved_and_loaded_in_one_call_each(tmp_path: Path) -> None:
+    x = torch.randn(20, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = Dataset.from_arrays(x, 3 * x[:, 0].mean((1, 2)))
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4, 1)
+    ).double()
+    model = BayesianNetwork(net, priors.Normal("fan_in", w_std=1.4, b_std=0.3), likelihoods.Gaussian(noise=0.1))
+    posterior = bdl.fit(model, data, bdl.NNGP())
+    mean = posterior.predict(x).mean
+    assert (mean - data.y).abs().mean() < 0.15 * data.y.std()
+    posterior.save(tmp_path / "gp")
+    assert torch.equal(bdl.load(tmp_path / "gp", model).predict(x).mean, mean)
