@@ -143,8 +143,16 @@ class Walk:
             self.used.add(layer)
             prefix = name if self.prefix is None else name[len(self.prefix) + 1 :]
             return Value((*self._finish(source), Step(self.weights(prefix, layer))))
-        new = self._fixed(layer, label)
-        return Value((*self._finish(source), Step(new)))
+        new, before = self._fixed(layer, label), self._finish(source)
+        if isinstance(layer, nn.LayerNorm):
+            passed = [step.layer for step in before]
+            pixels = 0 if any(isinstance(one, Flatten) for one in passed) else spatial_of(passed)
+            if len(layer.normalized_shape) != 1 + pixels:
+                raise ModelError(
+                    f"Layer {label} normalises over {layer.normalized_shape}; there is a rule for all units of a row "
+                    "(channels and pixels) only."
+                )
+        return Value((*before, Step(new)))
 
     def _fixed(self, layer: nn.Module, label: str) -> Layer:
         """The rule of a module without weights."""

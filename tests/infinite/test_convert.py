@@ -104,6 +104,7 @@ def hooked() -> nn.Module:
         (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2)), nn.Linear(2, 1)), r"'1.0'.*other rows"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2), nn.Linear(2, 1)), "LayerNorm.*not Gaussian"),
         (nn.TransformerEncoderLayer(2, 1), "Transformer"),
+        (nn.Sequential(nn.Conv1d(2, 4, 1), nn.LayerNorm(5), nn.Flatten(), nn.Linear(20, 1)), "'1'.*all units of a row"),
         (TwoInputs(), "2 inputs"),
         (LayerNormFunction(), "'layer_norm'"),
         (nn.Sequential(nn.Conv1d(2, 2, 1, groups=2), nn.Flatten(), nn.Linear(2, 1)), "groups=2"),
