@@ -4,25 +4,45 @@ from bayesdl.infinite.convert import from_module
 from bayesdl.infinite.drift import KernelDrift, kernel_alignment, kernel_distance, kernel_drift, width_rate
 from bayesdl.infinite.dynamics import GradientFlow, learning_rate_limit
 from bayesdl.infinite.empirical import empirical_nngp, empirical_ntk, ntk_costs
-from bayesdl.infinite.kernel import nngp
-from bayesdl.infinite.kernels import NNGPKernel
-from bayesdl.infinite.layers import Activation, Dense, fully_connected
+from bayesdl.infinite.kernel import Kernels, nngp, ntk
+from bayesdl.infinite.kernels import NNGPKernel, NTKKernel
+from bayesdl.infinite.layers import (
+    Activation,
+    AvgPool,
+    Conv,
+    Dense,
+    Flatten,
+    LayerNorm,
+    Scale,
+    Sum,
+    fully_connected,
+)
 from bayesdl.infinite.linearise import LinearisedNetwork, linearize
 from bayesdl.infinite.methods import GP, NNGP
 from bayesdl.infinite.monte_carlo import MonteCarloKernel, monte_carlo_kernel
+from bayesdl.infinite.network import InfiniteNetwork
 from bayesdl.infinite.posterior import GPPosterior
 
 __all__ = [
     "GP",
     "NNGP",
     "Activation",
+    "AvgPool",
+    "Conv",
     "Dense",
+    "Flatten",
     "GPPosterior",
     "GradientFlow",
+    "InfiniteNetwork",
     "KernelDrift",
+    "Kernels",
+    "LayerNorm",
     "LinearisedNetwork",
     "MonteCarloKernel",
     "NNGPKernel",
+    "NTKKernel",
+    "Scale",
+    "Sum",
     "empirical_nngp",
     "empirical_ntk",
     "from_module",
@@ -34,6 +54,7 @@ __all__ = [
     "linearize",
     "monte_carlo_kernel",
     "nngp",
+    "ntk",
     "ntk_costs",
     "width_rate",
 ]

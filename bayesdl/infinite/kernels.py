@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,27 +11,30 @@ from gpytorch.constraints import Positive
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from bayesdl.infinite.kernel import input_covariance, propagate
-from bayesdl.infinite.layers import Activation, Dense, Layer, check_layers, fully_connected
+from bayesdl.errors import ModelError
+from bayesdl.infinite.kernel import input_covariance
+from bayesdl.infinite.layers import Layer, check_layers, fully_connected, pools, spatial_of, weighted, with_scales
+from bayesdl.infinite.rules import Covariance, propagate
 
 
-class NNGPKernel(Kernel):
-    """Covariance of the outputs of an infinitely wide fully connected network, as a GPyTorch kernel.
+class NetworkKernel(Kernel, ABC):
+    """A kernel of an infinitely wide network, as a GPyTorch kernel.
 
     The variances of weights and biases of every dense layer are hyperparameters, held as logarithms: ``raw_w_var``
     and ``raw_b_var`` of shape ``[*batch_shape, L]`` (without the layers that have no bias). The kernel divides inner
     products of inputs by the number of (active) features, as ``Normal("fan_in")`` scales its weights.
 
     Args:
-        layers: dense layers and activations; by default one hidden relu layer with unit w_std and b_std.
+        layers: from ``from_module``; by default one hidden relu layer with unit w_std and b_std.
         batch_shape: independent sets of hyperparameters, broadcast against the batch shape of the inputs.
         active_dims: the columns of the inputs that the kernel sees; by default all.
+        input_shape: of an image, channels first, which a row of the inputs holds flattened; needed for convolutions.
         dtype: of the hyperparameters; the default dtype if None (``.double()`` later keeps single precision's error).
 
     Raises:
-        ModelError: the stack does not begin and end with a dense layer.
+        ModelError: the stack has no limit, or convolutions lack their input_shape.
 
-    Source: see ``bayesdl.infinite.kernel``.  Cost: O(N M (d + L)).
+    Source: see ``bayesdl.infinite.rules``.  Cost: see ``bayesdl.infinite.kernel.kernels``.
     """
 
     def __init__(
@@ -39,11 +43,16 @@ class NNGPKernel(Kernel):
         *,
         batch_shape: torch.Size | None = None,
         active_dims: Sequence[int] | None = None,
+        input_shape: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(batch_shape=batch_shape, active_dims=None if active_dims is None else tuple(active_dims))
         self._layers = check_layers(fully_connected(1) if layers is None else layers)
-        widths = [layer for layer in self._layers if isinstance(layer, Dense)]
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self._spatial = spatial_of(self._layers)
+        if self._spatial and (self.input_shape is None or len(self.input_shape) != 1 + self._spatial):
+            raise ModelError(f"The kernel of a convolution needs input_shape=(channels, *pixels), not {input_shape}.")
+        widths = list(weighted(self._layers))
         self._biased = tuple(layer.b_std > 0 for layer in widths)
         self._register("w_var", [layer.w_std**2 for layer in widths], dtype)
         self._register("b_var", [layer.b_std**2 for layer in widths if layer.b_std > 0], dtype)
@@ -83,11 +92,7 @@ class NNGPKernel(Kernel):
     def layers(self) -> tuple[Layer, ...]:
         """The layers with the present hyperparameters, for a kernel without batch shape."""
         w, b = iter(self.w_var.sqrt().tolist()), iter(self.b_var.sqrt().tolist())
-        biased = iter(self._biased)
-        return tuple(
-            layer if isinstance(layer, Activation) else Dense(next(w), next(b) if next(biased) else 0.0)
-            for layer in self._layers
-        )
+        return with_scales(self._layers, ((next(w), next(b) if biased else 0.0) for biased in self._biased))
 
     def forward(
         self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
@@ -96,7 +101,9 @@ class NNGPKernel(Kernel):
 
         With ``last_dim_is_batch`` every feature is an input of its own, and a dimension d precedes N.
         """
-        if last_dim_is_batch:
+        if self._spatial:
+            x1, x2 = (x.unflatten(-1, self.input_shape or ()) for x in (x1, x2))
+        elif last_dim_is_batch:
             x1, x2 = x1.mT.unsqueeze(-1), x2.mT.unsqueeze(-1)
         # A layer's variance is constant over pairs of rows, and over features where they are batched.
         constant = (1 if diag else 2) + last_dim_is_batch
@@ -104,4 +111,35 @@ class NNGPKernel(Kernel):
         biases = iter(self.b_var.unbind(-1))
         zero = torch.zeros((), dtype=x1.dtype, device=x1.device)
         b_var = [v.reshape(*v.shape, *[1] * constant) for v in (next(biases) if b else zero for b in self._biased)]
-        return propagate(self._layers, input_covariance(x1, x2, diag), w_var, b_var).q12
+        full = self._spatial > 0 and pools(self._layers)
+        start = self._start(input_covariance(x1, x2, diag, spatial=self._spatial, full=full))
+        return self._value(propagate(self._layers, start, w_var, b_var))
+
+    @abstractmethod
+    def _start(self, covariance: Covariance) -> Covariance:
+        """The covariance of the inputs, with a tangent kernel where that is wanted."""
+
+    @abstractmethod
+    def _value(self, covariance: Covariance) -> Tensor:
+        """The kernel at the output."""
+
+
+class NNGPKernel(NetworkKernel):
+    """Covariance of the outputs of an infinitely wide network under its prior; see ``NetworkKernel``."""
+
+    def _start(self, covariance: Covariance) -> Covariance:
+        return covariance
+
+    def _value(self, covariance: Covariance) -> Tensor:
+        return covariance.q12
+
+
+class NTKKernel(NetworkKernel):
+    """Tangent kernel of an infinitely wide network in the NTK parameterisation; see ``NetworkKernel``."""
+
+    def _start(self, covariance: Covariance) -> Covariance:
+        return covariance._replace(ntk=torch.zeros_like(covariance.q12))
+
+    def _value(self, covariance: Covariance) -> Tensor:
+        assert covariance.ntk is not None
+        return covariance.ntk

@@ -23,7 +23,7 @@ from bayesdl.infinite import structure
 from bayesdl.infinite.convert import from_module
 from bayesdl.infinite.evidence import Evidence, Process, log_evidence
 from bayesdl.infinite.kernels import NNGPKernel
-from bayesdl.infinite.layers import Layer
+from bayesdl.infinite.layers import Layer, spatial_of
 from bayesdl.infinite.maximise import Maximise
 from bayesdl.infinite.posterior import GPPosterior, flat
 from bayesdl.infinite.variational import Bound, SiteUpdates, bernoulli_expectation, categorical_expectation
@@ -189,7 +189,10 @@ class NNGP(_GaussianProcess):
         return reason
 
     def _prior(self, problem: Problem) -> tuple[Kernel, Module]:
-        return NNGPKernel(self._layers(problem.model), dtype=torch.float64).double(), gpytorch.means.ZeroMean()
+        layers = self._layers(problem.model)
+        shape = problem.batch[problem.x_name or "x"].shape[1:] if spatial_of(layers) else None
+        kernel = NNGPKernel(layers, input_shape=shape, dtype=torch.float64).double()
+        return kernel, gpytorch.means.ZeroMean()
 
     def _layers(self, model: Any) -> tuple[Layer, ...]:
         return from_module(model, w_std=self.w_std, b_std=self.b_std)

@@ -13,7 +13,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from bayesdl.errors import FileError
-from bayesdl.infinite.kernels import NNGPKernel
+from bayesdl.infinite.kernels import NetworkKernel, NNGPKernel, NTKKernel
 from bayesdl.infinite.layers import layers_from_json, layers_to_json
 
 # Constructor settings that are attributes under the same name; everything else must be at its default.
@@ -31,7 +31,8 @@ _COMPOSITES: dict[type[Module], Callable[[Kernel], list[Kernel]]] = {
     gpytorch.kernels.AdditiveKernel: lambda kernel: list(kernel.kernels),
     gpytorch.kernels.ProductKernel: lambda kernel: list(kernel.kernels),
 }
-_BY_NAME = {cls.__name__: cls for cls in (*_SETTINGS, *_COMPOSITES, NNGPKernel)}
+_CLASSES: tuple[type[Module], ...] = (*_SETTINGS, *_COMPOSITES, NNGPKernel, NTKKernel)
+_BY_NAME = {cls.__name__: cls for cls in _CLASSES}
 
 
 def to_json(module: Module) -> dict[str, Any] | None:
@@ -40,8 +41,10 @@ def to_json(module: Module) -> dict[str, Any] | None:
     value: dict[str, Any] = {"class": kind.__name__}
     if isinstance(module, Kernel) and module.active_dims is not None:
         value["active_dims"] = module.active_dims.tolist()
-    if kind is NNGPKernel:
-        return {**value, "layers": layers_to_json(module.layers)}
+    if isinstance(module, NetworkKernel):
+        layers = layers_to_json(module.layers)
+        shape = {} if module.input_shape is None else {"input_shape": list(module.input_shape)}
+        return None if layers is None else {**value, **shape, "layers": layers}
     if kind in _COMPOSITES:
         parts = [to_json(part) for part in _COMPOSITES[kind](module)]
         return None if None in parts else {**value, "parts": parts}
@@ -60,7 +63,7 @@ def from_json(value: Mapping[str, Any]) -> Module:
     try:
         kind = _BY_NAME[value["class"]]
         if "layers" in value:
-            return NNGPKernel(layers_from_json(value["layers"]), dtype=torch.float64, **settings).double()
+            return kind(layers_from_json(value["layers"]), dtype=torch.float64, **settings).double()
         parts = [from_json(part) for part in value.get("parts", ())]
         return kind(*parts, **settings).double()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -50,7 +50,7 @@ def test_optimum_is_the_mean_field_one(
     linear: Any, settings: dict[str, Any], mean_tolerance: float, sd_tolerance: float
 ) -> None:
     start = {"w": torch.zeros(3, dtype=DOUBLE)}
-    method = IVON(steps=700, learning_rate=0.3, **settings)
+    method = IVON(steps=700, learning_rate=0.3, initial_scale=0.1, **settings)
     posterior = method.fit(linear.model, linear.data, init=start, progress=False)
     mean, precision = linear.posterior(settings.get("temperature", 1.0))
     sd = precision.diag().rsqrt()

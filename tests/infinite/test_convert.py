@@ -9,7 +9,7 @@ from torch import nn
 
 from bayesdl.data import Dataset
 from bayesdl.errors import ModelError
-from bayesdl.infinite import Activation, Dense, from_module
+from bayesdl.infinite import Activation, Dense, Flatten, Scale, Sum, from_module
 from bayesdl.models import BayesianNetwork, Erf, mlp, priors
 
 
@@ -17,7 +17,7 @@ def test_fan_in_priors_give_their_own_standard_deviations() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8, bias=False), Erf(),
                         nn.Identity(), nn.Linear(8, 1))  # fmt: skip
     layers = from_module(BayesianNetwork(net, priors.Normal("fan_in", w_std=1.5, b_std=0.5)))
-    assert [type(layer) for layer in layers] == [Dense, Activation, Dense, Activation, Dense]
+    assert [type(layer) for layer in layers] == [Flatten, Dense, Activation, Dense, Activation, Dense]
     widths = [layer for layer in layers if isinstance(layer, Dense)]
     assert [w.w_std for w in widths] == pytest.approx([1.5] * 3, rel=1e-14)
     assert [w.b_std for w in widths] == [0.5, 0.0, 0.5]
@@ -59,9 +59,19 @@ def test_an_mlp_of_the_zoo_converts() -> None:
     assert [w.w_std for w in widths] == pytest.approx([math.sqrt(2)] * 3, rel=1e-14)
 
 
-class Twice(nn.Module):
+class TwoInputs(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+
+class LayerNormFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
+        h = self.a(x)
+        return self.b(nn.functional.layer_norm(h, (2,)) + h)
 
 
 def tied() -> nn.Module:
@@ -90,14 +100,19 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)), r"'1' \(Tanh\).*ReLU, Erf"),
-        (nn.Sequential(nn.Linear(2, 2), nn.Sequential(Twice()), nn.Linear(2, 1)), r"'1.0' \(Twice\)"),
-        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1)), "LayerNorm"),
-        (nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU(), nn.Linear(2, 1)), "Conv1d"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Linear(2, 1)), r"'1' \(MaxPool2d\).*maximum"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2)), nn.Linear(2, 1)), r"'1.0'.*other rows"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2), nn.Linear(2, 1)), "LayerNorm.*not Gaussian"),
+        (nn.TransformerEncoderLayer(2, 1), "Transformer"),
+        (nn.Sequential(nn.Conv1d(2, 4, 1), nn.LayerNorm(5), nn.Flatten(), nn.Linear(20, 1)), "'1'.*all units of a row"),
+        (TwoInputs(), "2 inputs"),
+        (LayerNormFunction(), "'layer_norm'"),
+        (nn.Sequential(nn.Conv1d(2, 2, 1, groups=2), nn.Flatten(), nn.Linear(2, 1)), "groups=2"),
+        (nn.Sequential(nn.Linear(2, 2), nn.PReLU(), nn.Linear(2, 1)), "slope is a parameter"),
         (nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), "first layer"),
         (nn.Sequential(nn.Linear(2, 1), nn.ReLU()), "last layer"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(2, 1)), "Flatten"),
-        (tied(), "'2.weight' is frozen or tied"),
+        (tied(), "'0'.*used twice"),
         (tied_weight(), "'0.weight' is tied"),
         (frozen(), "'0.weight' is frozen"),
         (hooked(), "hooks"),
@@ -122,7 +137,58 @@ def test_priors_without_a_gaussian_limit_are_refused(prior: priors.Prior, words:
         from_module(BayesianNetwork(net, prior))
 
 
-def test_a_module_without_a_prior_needs_standard_deviations() -> None:
-    with pytest.raises(ModelError, match="w_std= and b_std="):
-        from_module(nn.Linear(2, 1), w_std=1.0)
-    assert from_module(nn.Linear(2, 1), w_std=1.0, b_std=2.0) == (Dense(1.0, 2.0),)
+def test_a_module_without_a_prior_has_the_scales_of_torchs_initialisation() -> None:
+    first, _, last = from_module(nn.Sequential(nn.Linear(400, 300), nn.ReLU(), nn.Linear(300, 1)), w_std=[2.0, 3.0])
+    assert isinstance(first, Dense)
+    assert isinstance(last, Dense)
+    assert (first.w_std, last.w_std, first.b_std) == pytest.approx((2.0, 3.0, 1 / math.sqrt(1200)))
+    default = from_module(nn.Linear(400, 300))[0]
+    assert isinstance(default, Dense)
+    drawn = nn.Linear(400, 300)
+    assert drawn.weight.std().item() * 20 == pytest.approx(default.w_std, rel=0.01)
+    assert drawn.bias.std().item() == pytest.approx(default.b_std, rel=0.15)
+
+
+class Residual(nn.Module):
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function, self.a, self.b, self.c = function, nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        return self.c(h + 0.5 * self.b(self.function(h)))
+
+
+@pytest.mark.parametrize(
+    ("function", "activation"),
+    [
+        (lambda x: 0.5 * (torch.erf(x / 1.7) + 1), Activation("erf", (0.5, 1 / 1.7, 0.5))),
+        (lambda x: x.abs(), Activation("abs")),
+        (lambda x: torch.relu(x) - torch.relu(-x) * 0.25, Activation("piecewise_linear", (0.25, 1.0))),
+        (lambda x: x * x, Activation("monomial", (2.0,))),
+        (lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5)), Activation("gelu")),
+    ],
+)
+def test_a_run_of_operations_is_one_activation_and_a_plus_a_sum_of_branches(
+    function: object, activation: Activation
+) -> None:
+    _, branches, _ = from_module(Residual(function), w_std=1.0, b_std=0.0)
+    assert isinstance(branches, Sum)
+    assert branches.branches[0] == ()
+    found, _, scale = branches.branches[1]
+    assert isinstance(found, Activation)
+    assert (found.name, scale) == (activation.name, Scale(0.5))
+    assert found.parameters == pytest.approx(activation.parameters, rel=1e-12)
+
+
+def test_a_run_that_is_used_twice_is_one_activation() -> None:
+    class Swish(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.sigmoid(x)
+
+    net = nn.Sequential(nn.Linear(2, 4), Swish(), nn.Linear(4, 1))
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    known = from_module(nn.Sequential(nn.Linear(2, 4), nn.SiLU(), nn.Linear(4, 1)), w_std=1.5, b_std=0.2)
+    found = from_module(net, w_std=1.5, b_std=0.2)
+    assert len(found) == 3
+    torch.testing.assert_close(found.ntk(x), known.ntk(x), rtol=1e-12, atol=0)

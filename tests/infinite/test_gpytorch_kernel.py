@@ -7,7 +7,7 @@ import pytest
 import torch
 from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 
-from bayesdl.infinite import Dense, NNGPKernel, fully_connected, nngp
+from bayesdl.infinite import Dense, NNGPKernel, NTKKernel, fully_connected, nngp
 
 
 class TestRelu(BaseKernelTestCase, unittest.TestCase):
@@ -18,6 +18,11 @@ class TestRelu(BaseKernelTestCase, unittest.TestCase):
 class TestErf(BaseKernelTestCase, unittest.TestCase):
     def create_kernel_no_ard(self, **kwargs: Any) -> NNGPKernel:
         return NNGPKernel(fully_connected(1, "erf", 1.4, 0.0), **kwargs)
+
+
+class TestTangent(BaseKernelTestCase, unittest.TestCase):
+    def create_kernel_no_ard(self, **kwargs: Any) -> NTKKernel:
+        return NTKKernel(fully_connected(2, "erf", 1.4, 0.3), **kwargs)
 
 
 def inputs(n: int = 6, d: int = 3, seed: int = 0) -> torch.Tensor:

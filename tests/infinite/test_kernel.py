@@ -1,5 +1,6 @@
 """The NNGP recursion against an independent implementation and against wide random networks."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bayesdl.errors import DataError, ModelError
-from bayesdl.infinite import Activation, Dense, from_module, fully_connected, nngp
-from bayesdl.infinite.kernel import propagate
-from bayesdl.infinite.layers import Covariance, layers_from_json, layers_to_json
+from bayesdl.infinite import Activation, AvgPool, Conv, Dense, Sum, from_module, fully_connected, nngp
+from bayesdl.infinite.layers import layers_from_json, layers_to_json
+from bayesdl.infinite.rules import Covariance, propagate
 from bayesdl.models import BayesianNetwork, Erf, priors
 
-REFERENCE = np.load(Path(__file__).parent / "data" / "dense.npz")
+REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,16 @@ def test_scales_that_are_not_fan_in_give_one_model_too() -> None:
 
 
 def test_layers_survive_json() -> None:
-    layers = (Dense(1.5, 0.0), Activation("relu"), Dense(0.3, 0.2))
-    assert layers_from_json(layers_to_json(layers)) == layers
+    block = (Conv(1.2, 0.1, 18, padding=((1, 1), (1, 1))), Activation("leaky_relu", (0.2,)), Conv(1.0, 0.0))
+    layers = (
+        Dense(1.5, 0.0),
+        Activation("relu"),
+        Sum(((), block)),
+        AvgPool((2, 2), (2, 2), ((0, 0), (0, 0))),
+        Dense(0.3),
+    )
+    assert layers_from_json(json.loads(json.dumps(layers_to_json(layers)))) == layers
+    assert layers_to_json((Dense(), Activation(torch.tanh), Dense())) is None
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,7 @@ def test_layers_survive_json() -> None:
         (lambda: Dense(0.0, 1.0), "w_std"),
         (lambda: Dense(1.0, -1.0), "b_std"),
         (lambda: Dense(float("nan"), 1.0), "w_std"),
-        (lambda: Activation("tanh"), "relu, erf"),
+        (lambda: Activation("tanh"), "relu, abs, erf"),
         (lambda: fully_connected(-1), "depth"),
         (lambda: nngp((Activation("relu"), Dense()), torch.ones(2, 2)), "first layer"),
         (lambda: nngp((Dense(), Activation("relu")), torch.ones(2, 2)), "last layer"),

@@ -1,0 +1,149 @@
+r"""Duals of functions that are linear, or constant, on either side of zero: the arc-cosine kernels of order 1 and 0.
+
+Everything goes through the angle theta between the two inputs, ``cos(theta) = q12 / sqrt(q1 q2)``. Derivatives are
+written by hand: term by term they are infinity minus infinity at correlation one, which is every diagonal entry of a
+kernel matrix, and summed by hand the infinite parts cancel or vanish.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesdl.infinite.dual import Dual
+
+SNAP = 4  # units of rounding within which a correlation counts as +-1
+
+
+def angle(q1: Tensor, q2: Tensor, q12: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``sqrt(q1 q2 - q12**2)`` and the angle ``arccos(q12 / sqrt(q1 q2))``.
+
+    The factored difference of squares neither overflows nor underflows where the square would, and the two-argument
+    arctangent keeps full precision near correlation +-1, where arccos does not. The angle of two equal rows is the
+    square root of a rounding error, 1e-8; correlations within ``SNAP`` units of rounding of +-1 therefore count as
+    +-1, so that the angle is exactly 0 or pi there.
+    """
+    product = q1.sqrt() * q2.sqrt()
+    slack = SNAP * torch.finfo(q12.dtype).eps * product
+    below, above = product - q12, product + q12
+    root = torch.where(below > slack, below, 0).sqrt_() * torch.where(above > slack, above, 0).sqrt_()
+    return root, torch.atan2(root, q12)
+
+
+def _over(value: Tensor, by: Tensor) -> Tensor:
+    """``value / by``, and 0 where ``by`` is 0."""
+    return torch.where(by > 0, value / torch.where(by > 0, by, 1), 0)
+
+
+class _Bent(torch.autograd.Function):
+    """``(sqrt(q1 q2 - q12^2) - theta q12) / (2 pi)``: what a kink of unit size at zero adds to a linear function."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
+        root, theta = angle(q1, q2, q12)
+        return (root - q12 * theta) / (2 * math.pi)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q1, q2, q12 = ctx.saved_tensors
+        by_variance = grad * angle(q1, q2, q12)[0] / (4 * math.pi)
+        # A point of zero variance is the kink of the kernel: like relu's own derivative at 0, it is taken as 0.
+        return _over(by_variance, q1), _over(by_variance, q2), -grad * _apply(_Turn, q1, q2, q12)
+
+
+class _Turn(torch.autograd.Function):
+    """``theta / (2 pi)``: what a jump of unit size in the derivative takes from the slope.
+
+    Its derivative is infinite at correlation +-1 and is taken as 0 there: on the diagonal of a kernel matrix, where
+    q1 = q2 = q12 move together, that is the derivative along every path.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
+        return angle(q1, q2, q12)[1] / (2 * math.pi)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q1, q2, q12 = ctx.saved_tensors
+        root, _ = angle(q1, q2, q12)
+        by_covariance = _over(-grad, root) / (2 * math.pi)
+        by_variance = -by_covariance * q12 / 2
+        return _over(by_variance, q1), _over(by_variance, q2), by_covariance
+
+
+def _apply(function: type[torch.autograd.Function], q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
+    result: Tensor = function.apply(*torch.broadcast_tensors(q1, q2, q12))
+    return result
+
+
+class PiecewiseLinear(Dual):
+    r"""The dual of ``phi(x) = below * min(x, 0) + above * max(x, 0)``; relu is (0, 1), abs is (-1, 1).
+
+    ``E[phi phi] = (a^2 + b^2) q12 / 2 + (a - b)^2 (sqrt(q1 q2 - q12^2) - theta q12) / (2 pi)`` and
+    ``E[phi' phi'] = (a^2 + b^2) / 2 - (a - b)^2 theta / (2 pi)``.
+
+    Source: Cho and Saul (2009), Kernel methods for deep learning, eq. 1, n = 1 (there without the factor 1/2).
+    """
+
+    def __init__(self, below: float, above: float) -> None:
+        self.line, self.kink = (below**2 + above**2) / 2, (below - above) ** 2
+
+    def covariance(self, q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
+        """The expectation of phi phi."""
+        return self.line * q12 + self.kink * _apply(_Bent, q1, q2, q12)
+
+    def slope(self, q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
+        """The expectation of phi' phi'."""
+        return self.line - self.kink * _apply(_Turn, q1, q2, q12)
+
+    def variance(self, q: Tensor) -> Tensor:
+        """``(a^2 + b^2) q / 2``."""
+        return self.line * q
+
+    def both(self, q1: Tensor, q2: Tensor, q12: Tensor) -> tuple[Tensor, Tensor]:
+        """Both expectations, with one angle where no derivative is asked for."""
+        if torch.is_grad_enabled() and (q1.requires_grad or q2.requires_grad or q12.requires_grad):
+            return super().both(q1, q2, q12)
+        root, theta = angle(q1, q2, q12)
+        slope = self.line - (self.kink / (2 * math.pi)) * theta
+        return root.mul_(self.kink / (2 * math.pi)).addcmul_(q12, slope), slope
+
+
+class Jump(Dual):
+    r"""The dual of ``phi(x) = low (x < 0), high (x > 0)``, zero at 0 if it is "sign" or "step".
+
+    ``E[phi phi] = (low^2 + high^2) / 2 - (high - low)^2 theta / (2 pi)``. The derivative is zero almost everywhere, so
+    training moves only the layers after the jump, and the slope is 0 as for the gradient of a finite network.
+
+    Source: Cho and Saul (2009), eq. 1, n = 0.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.line, self.kink = (low**2 + high**2) / 2, (high - low) ** 2
+
+    def covariance(self, q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
+        """The expectation of phi phi; 0 where a variance is 0."""
+        return torch.where((q1 > 0) & (q2 > 0), self.line - self.kink * _apply(_Turn, q1, q2, q12), 0)
+
+    def slope(self, q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
+        """Zero, also to automatic differentiation."""
+        return 0 * (q1 + q2 + q12)
+
+    def variance(self, q: Tensor) -> Tensor:
+        """``(low^2 + high^2) / 2``; 0 where the variance is 0."""
+        return torch.where(q > 0, torch.full_like(q, self.line), 0)
