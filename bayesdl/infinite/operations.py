@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-NO_LIMIT = "For a network that has none, bayesdl.infinite.monte_carlo_kernel estimates the kernel of wide finite networks."
+NO_LIMIT = (
+    "For a network that has none, bayesdl.infinite.monte_carlo_kernel estimates the kernel of wide finite networks."
+)
 PARTS = "There are rules for Linear, Conv1d, Conv2d, average pools, Flatten, LayerNorm, sums and elementwise ones"
 REASONS: dict[str, str] = {
     "maxpool": "the maximum of correlated Gaussians has no closed-form covariance",
