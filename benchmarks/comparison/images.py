@@ -19,14 +19,13 @@ images.md from what is in.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from catalogue import Budget, Candidate, candidates
-from ledger import append, markdown, preface, read, settings
+from ledger import append, markdown, options_of, preface, read, settings
 from trial import tuned
 
 import bayesdl as bdl
@@ -42,12 +41,7 @@ BUDGET = Budget(epochs=5, batch_size=128, learning_rate=0.002, w_std=(1.0, 2.0),
 
 def main() -> None:
     """Run what is missing within the time, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data" / "images")
-    parser.add_argument("--sets", nargs="+", default=list(FOREIGN), choices=list(FOREIGN))
-    parser.add_argument("--methods", nargs="+", help="names of the table; default: all")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no method after so long")
-    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser = options_of(__doc__, "images", list(FOREIGN))
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:

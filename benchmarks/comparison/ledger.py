@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
@@ -10,6 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def options_of(doc: str | None, data: str, sets: Sequence[str]) -> argparse.ArgumentParser:
+    """What scripts over several sets and methods are asked."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED / data, help="the folder of the sets")
+    parser.add_argument("--sets", nargs="+", default=list(sets), choices=sets)
+    parser.add_argument("--methods", nargs="+", help="names of the table; default: all")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no method after so long")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    return parser
 
 
 def read(path: Path) -> list[dict[str, Any]]:

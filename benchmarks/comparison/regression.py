@@ -18,7 +18,6 @@ writes regression.md from what is in.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 import torch
 from catalogue import Budget, Candidate, candidates
-from ledger import append, markdown, preface, read, settings, spread
+from ledger import append, markdown, options_of, preface, read, settings, spread
 from trial import tuned
 
 import bayesdl as bdl
@@ -57,13 +56,8 @@ COLUMNS = (
 
 def main() -> None:
     """Run what is missing within the time, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[2] / "shared" / "data" / "uci")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--methods", nargs="+", help="names of the table; default: all")
+    parser = options_of(__doc__, "uci", SETS)
     parser.add_argument("--splits", type=int, default=20, help="splits of a set at most")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no fit after so long")
-    parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:
