@@ -1,8 +1,8 @@
 """Laplace beside laplace-torch: time to fit, time to predict, and memory that predicting takes.
 
     python -m venv peers
-    peers/bin/pip install -e . -r benchmarks/laplace_torch.txt
-    OMP_NUM_THREADS=1 peers/bin/python benchmarks/laplace_torch.py
+    peers/bin/pip install -e . -r benchmarks/laplace_torch/requirements.txt
+    OMP_NUM_THREADS=1 peers/bin/python benchmarks/laplace_torch/run.py
 
 A 64-128-128-10 tanh network on scikit-learn's digits (1,438 training rows, 359 test rows), float32, one thread, prior
 N(0, 1), probit link, the same trained weights for all. Every candidate runs in a process of its own, and the candidates
