@@ -815,9 +815,6 @@ BAD_METHODS: dict[str, Bad] = {
     "NaN step size": Bad(lambda _: bdl.SGLD(step_size=_NAN), _METHOD, ("step_size", "nan", "positive")),
     "jitter of 1": Bad(lambda _: bdl.HMC(jitter=1.0), _METHOD, ("jitter=1.0", "below 1")),
     "unknown optimizer": Bad(lambda _: bdl.MAP(optimizer="adamw"), _METHOD, ("'adamw'", "'adam'", "'lbfgs'")),
-    "lbfgs with mini-batches": Bad(
-        lambda _: bdl.MAP(optimizer="lbfgs", batch_size=2), _METHOD, ("lbfgs", "all rows", "batch_size")
-    ),
     "no members": Bad(lambda _: bdl.DeepEnsemble(members=0), _METHOD, ("members=0", "at least 1")),
     "validation of 2": Bad(lambda _: bdl.MAP(validation=2.0), _METHOD, ("validation=2.0", "between 0 and 1")),
     "validation without rows": Bad(
@@ -859,14 +856,14 @@ BAD_METHODS: dict[str, Bad] = {
     "Gaussian process of a program": Bad(
         _fit(lambda: program, _pair(), lambda: bdl.GP()), _METHOD, ("GP", "BayesianNetwork", "likelihood")
     ),
-    "infinite tanh": Bad(
+    "infinite softmax": Bad(
         _fit(
-            lambda: bdl.BayesianNetwork(_net(_layer(nn.Linear, 2, 2), nn.Tanh(), _layer(nn.Linear, 2, 1))),
+            lambda: bdl.BayesianNetwork(_net(_layer(nn.Linear, 2, 2), nn.Softmax(-1), _layer(nn.Linear, 2, 1))),
             _pair(),
             lambda: bdl.NNGP(),
         ),
         _METHOD,
-        ("NNGP", "Tanh", "ReLU"),
+        ("NNGP", "Softmax", "ReLU"),
     ),
     "too many rows": Bad(_fit(_small, _pair(), lambda: bdl.GP(max_rows=3)), _METHOD, ("4 rows", "max_rows=3", "SGLD")),
     "start of a Gaussian process": Bad(_fit(_small, _pair(), lambda: bdl.GP(), init="prior"), _METHOD, ("init", "GP")),

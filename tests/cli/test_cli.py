@@ -228,7 +228,7 @@ def test_an_interruption_before_there_is_a_result(capsys, monkeypatch, tmp_path)
         (["fit", "diabetes", "--hidden", "many", "--out", "X"], "--hidden"),
         (["fit", "diabetes", "--prior-rows", "2", "--out", "X"], "prior_rows"),
         (["fit", "diabetes", "--method", "nuts", "--prior-rows", "0.5", "--out", "X"], "prior_rows"),
-        (["fit", "diabetes", "--method", "nngp", "--out", "X"], "Tanh"),
+        (["fit", "diabetes", "--method", "nngp", "--prior-rows", "0.5", "--out", "X"], "prior_rows"),
         (["fit", "diabetes", "--checkpoint-every", "0", "--out", "X"], "at least 1"),
         (["evaluate", "X", "diabetes"], "does not exist"),
         (["predict", "X", "diabetes"], "does not exist"),

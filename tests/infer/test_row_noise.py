@@ -197,7 +197,11 @@ def test_local_noise_is_exact_behind_hidden_layers(linear: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", [bdl.MeanFieldVI, bdl.IVON], ids=lambda method: method.name)
 def test_fits_find_the_mean_field_optimum(linear: Any, method: Any, kind: str) -> None:
-    settings = {"learning_rate": 0.3, "curvature_rate": 0.01} if method is bdl.IVON else {"learning_rate": 0.05}
+    settings = (
+        {"learning_rate": 0.3, "curvature_rate": 0.01, "initial_scale": 0.1}
+        if method is bdl.IVON
+        else {"learning_rate": 0.05}
+    )
     posterior = method(steps=500, samples=2, estimator=kind, **settings).fit(
         regression(), data(linear), init={"weight": torch.zeros(1, 3), "bias": torch.zeros(1)}, progress=False
     )

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +327,7 @@ def program(x: Tensor, y: Tensor | None = None) -> None:
 @pytest.mark.parametrize(
     ("method", "model", "words"),
     [
-        (NNGP(), network(0.3, nn.Tanh), "Tanh.*Erf"),
+        (NNGP(), network(0.3, partial(nn.Softmax, -1)), "Softmax.*Erf"),
         (NNGP(), program, "BayesianNetwork"),
         (GP(), program, "BayesianNetwork"),
         (GP(), network("head", outputs=2), "head"),
