@@ -140,6 +140,7 @@ class Run:
             ResumeMismatch: the checkpoint belongs to another run.
             FileError: the checkpoint is damaged.
         """
+        _keep_freed_memory()
         self.tally.watch(density)
         before = self.tally.gradients
         checkpoint = self.checkpoint.of(self.ranks) if self.checkpoint else None
@@ -227,3 +228,13 @@ def _positions(state: State) -> dict[str, torch.Tensor]:
 def _rewind(state: State, positions: dict[str, torch.Tensor]) -> None:
     for name, position in positions.items():
         state[name].set_state(position)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a step frees, for the next step.
+
+    glibc hands freed blocks above a threshold back to the system, which hands them out again page by page: a fifth of
+    the time of ten networks side by side. The threshold rises to the largest block that was ever freed, up to 32 MiB
+    (mallopt(3)). The block is never touched, so it costs no memory; other C libraries take no notice.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)

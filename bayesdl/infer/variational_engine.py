@@ -16,7 +16,7 @@ from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.gaussian_families import Family
 from bayesdl.infer.gaussian_objective import Objective, PathObjective
 from bayesdl.infer.loop import Engine
-from bayesdl.infer.optimisers import slots_like, update
+from bayesdl.infer.optimisers import descend, slots_like
 from bayesdl.infer.row_noise import RowNoiseObjective
 from bayesdl.infer.schedules import Cosine, Schedule, as_schedule
 from bayesdl.infer.score_objective import ScoreObjective
@@ -122,8 +122,9 @@ class GaussianEngine(Engine):
 
     def move(self, state: State, gradient: Tensor) -> State:
         """The parameters and slots after one update uphill along a gradient ``[P]``."""
-        direction, slots = update("adam", gradient, state, state["step"])
-        return slots | {"parameters": state["parameters"].add(direction, alpha=self.schedule(state["step"]))}
+        step, parameters = state["step"], state["parameters"]
+        moved, slots = descend("adam", parameters, -gradient, state, step, self.schedule(step))
+        return slots | {"parameters": moved}
 
     # -- inside ------------------------------------------------------------------------------------------------
 
