@@ -18,9 +18,9 @@ Slots = dict[str, Tensor]
 
 def _adam(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> None:
     """Adam (Kingma & Ba, 2015, algorithm 1): of large tensors every pass is felt, and fused it takes one."""
-    moments, taken = ([slots["first"]], [slots["second"]], []), [tensor(float(step), device=z.device)]
+    taken = [tensor(float(step), device=z.device)]
     settings = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
-    adam([z], [gradient], *moments, taken, fused=True, lr=rate, **settings)  # type: ignore[arg-type]
+    adam([z], [gradient], [slots["first"]], [slots["second"]], [], taken, fused=True, lr=rate, **settings)  # type: ignore[arg-type]
 
 
 def _rmsprop(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> None:
