@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bayesdl import theory as theory
     from bayesdl.bounds import Certificate as Certificate
     from bayesdl.bounds.certify import certify as certify
+    from bayesdl.bounds.training import PACBayes as PACBayes
     from bayesdl.compare import Comparison as Comparison
     from bayesdl.compare import compare as compare
     from bayesdl.data import Dataset as Dataset

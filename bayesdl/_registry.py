@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "SWAG": "bayesdl.infer.swag:SWAG",
     "SVGD": "bayesdl.infer.svgd:SVGD",
     "MeanFieldVI": "bayesdl.infer.variational:MeanFieldVI",
+    "PACBayes": "bayesdl.bounds.training:PACBayes",
     "LowRankVI": "bayesdl.infer.variational:LowRankVI",
     "MatrixNormalVI": "bayesdl.infer.variational:MatrixNormalVI",
     "FullRankVI": "bayesdl.infer.variational:FullRankVI",

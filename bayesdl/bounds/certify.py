@@ -13,6 +13,7 @@ from bayesdl.bounds.concentration import chernoff_upper, clopper_pearson_upper
 from bayesdl.bounds.loss import Loss, default_loss
 from bayesdl.bounds.pac_bayes import mcallester, pac_bayes_kl
 from bayesdl.bounds.risk import checked, gibbs_risk, raised
+from bayesdl.bounds.row_draws import draws_by_row, row_risk
 from bayesdl.bounds.rows import Rows, overlap_error, select_rows
 from bayesdl.data import Dataset, as_dataset
 from bayesdl.errors import CertificateError, DataDependentPrior
@@ -20,6 +21,7 @@ from bayesdl.posterior import Posterior
 
 Bound = Literal["auto", "kl", "mcallester", "holdout"]
 
+PASSES = 20  # draws of each row, where rows have draws of their own
 DRAWS = 10_000  # the Monte-Carlo step then adds less than 0.02 to any risk
 MONTE_CARLO_SHARE = 0.2  # of delta; the rest is the theorem's
 
@@ -203,11 +205,18 @@ def _hold_out(posterior: Posterior, data: Dataset, request: _Request, rows: Rows
 
 def _pac_bayes(posterior: Posterior, data: Dataset, request: _Request, rows: Rows, kl: float) -> Certificate:
     """PAC-Bayes on the rows outside the prior's, with a Monte-Carlo estimate of the Gibbs risk."""
-    loss, n, draws = _loss(posterior, data, request), len(data), request.draws or DRAWS
+    loss, n = _loss(posterior, data, request), len(data)
     monte_carlo = down(MONTE_CARLO_SHARE * request.delta)
     share = down(request.delta - monte_carlo)
-    risk = gibbs_risk(posterior, data, loss, draws=draws, seed=request.seed, progress=request.progress)
-    # One draw's average loss over the rows lies in [0, 1] and the draws are independent, so the Chernoff bound applies.
+    if draws_by_row(posterior):
+        passes = PASSES if request.draws is None else math.ceil(request.draws / n)
+        risk = row_risk(posterior, data, loss, passes=passes, seed=request.seed, progress=request.progress)
+        draws = passes * n
+    else:
+        draws = request.draws or DRAWS
+        risk = gibbs_risk(posterior, data, loss, draws=draws, seed=request.seed, progress=request.progress)
+    # A row's loss under a draw of its own, or the average over rows under one draw of all, lies in [0, 1], and they are
+    # independent given the rows, so the Chernoff bound applies: it does not ask for equal means.
     risk_upper = float(chernoff_upper(risk=min(1.0, raised(risk)), n=draws, delta=monte_carlo))
     inequality = mcallester if request.bound == "mcallester" else pac_bayes_kl
     theorem = "McAllester" if request.bound == "mcallester" else "PAC-Bayes-kl"

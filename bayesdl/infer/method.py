@@ -149,6 +149,11 @@ class Method(ABC):
         """The method with settings as ``settings()`` gives them."""
         return cls(**{name: as_setting(value) for name, value in settings.items()})
 
+    @property
+    def reserved(self) -> float | None:
+        """The fraction of the rows that learn the prior where ``fit`` is not told otherwise."""
+        return None
+
     def applies_to(self, density: LogDensity) -> str | None:
         """Why this method cannot be used on a density, or None if it can."""
         parameters = [site.name for site in density.sites if site.scope == "param"]
@@ -215,6 +220,8 @@ class Method(ABC):
         """
         started = time.perf_counter()
         _whole_seed(seed)
+        if prior is None and prior_rows is None:
+            prior_rows = self.reserved
         if prior_rows is not None and not self.learns_prior:
             raise MethodError(
                 f"{self.name} cannot learn a prior from prior_rows, because its posterior has no density relative to "

@@ -92,7 +92,7 @@ class GaussianEngine(Engine):
         step = state["step"]
         batch, moved = self._next_batch(state)
         noise = self.objective.noise(self.method.samples, state["noise"])
-        log_weights, gradient = self.objective.estimate(state["parameters"], noise, batch, self.kl_weight(step))
+        log_weights, gradient = self.objective.estimate(state["parameters"], noise, batch, self.weight(state))
         bound, error = self.objective.bound(log_weights)
         if not bound.isfinite():  # a gradient that is not finite makes the next one so
             raise self.diverged(step)
@@ -113,6 +113,10 @@ class GaussianEngine(Engine):
             f"{self.label}: the ELBO left the finite numbers at step {step} of {self.total} (learning rate "
             f"{rate:.3g}); try learning_rate={rate / 10:.1g}, a smaller initial_scale, or check the data's scale."
         )
+
+    def weight(self, state: State) -> float:
+        """Of the KL in this step."""
+        return self.kl_weight(state["step"])
 
     # -- how the parameters move -------------------------------------------------------------------------------
 

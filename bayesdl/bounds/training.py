@@ -1,0 +1,278 @@
+"""``PACBayes``: Gaussians over the weights of a classifier, trained for the smallest certificate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from bayesdl.bounds import objectives
+from bayesdl.bounds.objectives import Objective
+from bayesdl.density import LogDensity
+from bayesdl.errors import MethodError
+from bayesdl.infer import method as check
+from bayesdl.infer.checkpoint import State
+from bayesdl.infer.loop import Run
+from bayesdl.infer.method import Method, Work
+from bayesdl.infer.optimise import MAP
+from bayesdl.infer.row_noise import row_noise
+from bayesdl.infer.schedules import Schedule
+from bayesdl.infer.starts import start
+from bayesdl.infer.training import thinned
+from bayesdl.infer.variational import MeanFieldVI
+from bayesdl.infer.variational_engine import GaussianEngine
+from bayesdl.models import BayesianNetwork
+from bayesdl.models.clipped import Clipped
+from bayesdl.posterior.base import Posterior
+from bayesdl.posterior.gaussian import GaussianPosterior
+from bayesdl.posterior.problem import Problem
+
+OBJECTIVES = get_args(Objective)
+MEMORY = 0.98
+"""Of the running mean of the risk, from which the bound's slopes are taken."""
+
+
+@dataclass(frozen=True)
+class PACBayes(Method):
+    r"""Minimises a PAC-Bayes bound over q = N(mean, diag sd^2), for ``certify`` (Perez-Ortiz et al., 2021).
+
+    In the bound stand the mean over rows of the clipped log loss ``min(-log p(y | x, w), log 1/p_min) / log 1/p_min``,
+    which lies in [0, 1], and KL(q || prior) in closed form. The certificate itself is of the loss that ``certify`` is
+    asked for, the 0-1 loss by default.
+
+    The prior is a Gaussian whose mean a network found that was trained (``MAP``) on the prior's rows alone, which are
+    also those of the scaler; the posterior is trained on all rows, and ``certify`` counts the others. Without rows for
+    it (``prior_fraction=None``) its mean is the network's random initialisation, and no row may have shaped the
+    scaler either: pass a pair ``(x, y)`` in units that were fixed in advance. With ``prior=`` it is that posterior.
+    Several fits may be compared by ``certify([...])``, at its price of delta over their number.
+
+    Args:
+        bound: what is minimised: "kl" (the PAC-Bayes-kl bound, by implicit differentiation), or one of its relaxations
+            "quadratic", "lambda" and "classic", or "elbo", see ``bayesdl.bounds.objectives``.
+        prior_fraction: of the rows, for the prior.
+        prior_scale: sd of the prior, as a share of that of the model's prior, which is where the posterior's begins.
+            Wide priors make it cheap to move the mean, narrow ones keep the noise small.
+        delta: failure probability of the bound that is minimised.
+        p_min: smallest probability of a class in the loss.
+        steps: updates of the posterior.
+        prior_steps: updates of the network at the prior's mean.
+        batch_size: rows in a mini-batch; None takes all rows.
+        learning_rate: of Adam, for mean and log sd; a number starts a cosine to zero, a Schedule is taken as it is.
+        prior_learning_rate: the same for the prior's mean.
+        samples: draws for one gradient.
+        estimator: of its gradient, as in ``MeanFieldVI``; None takes "local" for networks that allow it, else
+            "reparameterisation".
+    """
+
+    name: ClassVar[str] = "PACBayes"
+    tempered: ClassVar[bool] = False
+    learns_prior: ClassVar[bool] = True
+
+    bound: Objective = "kl"
+    prior_fraction: float | None = 0.5
+    prior_scale: float = 0.1
+    delta: float = 0.025
+    p_min: float = 1e-5
+    steps: int = 2000
+    prior_steps: int = 1000
+    batch_size: int | None = None
+    learning_rate: float | Schedule = 0.005
+    prior_learning_rate: float | Schedule = 0.01
+    samples: int = 1
+    estimator: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check.one_of(self.name, OBJECTIVES, bound=self.bound)
+        check.one_of(self.name, ("local", "flipout", "reparameterisation", None), estimator=self.estimator)
+        check.fraction(self.name, delta=self.delta, p_min=self.p_min)
+        if self.prior_fraction is not None:
+            check.fraction(self.name, prior_fraction=self.prior_fraction)
+        check.positive(self.name, prior_scale=self.prior_scale)
+        check.whole(self.name, steps=self.steps, prior_steps=self.prior_steps, samples=self.samples)
+        check.whole_or_none(self.name, batch_size=self.batch_size)
+        check.rate(self.name, learning_rate=self.learning_rate, prior_learning_rate=self.prior_learning_rate)
+        if self.likelihood_temperature != 1:
+            raise MethodError(f"{self.name}: a bound has no temperature; use likelihood_temperature=1.")
+
+    @property
+    def reserved(self) -> float | None:
+        """See the base class."""
+        return self.prior_fraction
+
+    def applies_to(self, density: LogDensity) -> str | None:
+        """Why this method cannot be used on a density, or None if it can."""
+        model = density.model
+        if not isinstance(model, BayesianNetwork):
+            return "it trains the bounded log loss of a network that classifies; lift yours by BayesianNetwork(net)"
+        if model.task != "classification" or model.likelihood.latent_names:
+            return (
+                "the loss that it trains is bounded for classes only; fit MeanFieldVI(...) with prior_rows=0.5 and "
+                "certify that"
+            )
+        return super().applies_to(density)
+
+    def work(self, problem: Problem) -> Work:
+        """One gradient a step."""
+        return Work(self.samples, self.steps, 2, "and the training of the prior's mean")
+
+    def _fit(self, problem: Problem, run: Run) -> Posterior:
+        update, info = self._with_prior(problem, run)
+        kept = None if update.prior_rows is None or update.rows is None else update.rows.isin(update.prior_rows)
+        counted = update.n - (0 if kept is None else int(kept.sum()))
+        if counted < 1:
+            raise MethodError(f"{self.name}: all {update.n} rows belong to the prior; the bound needs some of its own.")
+        clipped = _clipped(update, self.p_min)
+        inner = self._inner(clipped.density)
+        mean, sd = _prior(update)
+        engine = BoundEngine(
+            inner,
+            clipped,
+            torch.ones_like(mean, dtype=torch.bool),
+            inner.family(clipped.density),
+            run.seed,
+            lambda: torch.cat([self._begin(update, run, mean), sd.log()]),
+            self.bound,
+            counted,
+            self.delta,
+            math.log(1 / self.p_min),
+        )
+        engine.expect()
+        state = run.drive(engine, engine.objective.density)
+        if state["step"] == 0:
+            raise run.too_early("the first update")
+        posterior = GaussianPosterior(update, engine.objective.law(state["average"]), {})
+        posterior.info |= info | engine.report(state, float(posterior.kl() or 0.0))
+        return posterior
+
+    def _with_prior(self, problem: Problem, run: Run) -> tuple[Problem, dict[str, Any]]:
+        """The problem under the bound's prior, and what is told of it."""
+        if problem.density.new_prior is not None:
+            if problem.density.gaussian_prior() is None:
+                raise MethodError(f"{self.name}: prior= must have independent coordinates, as MeanFieldVI's has.")
+            return problem, {}
+        info: dict[str, Any] = {"scale": self.prior_scale}
+        if not run.learn_prior:
+            mean = start(problem, run, 1, default="network")[0]
+            info["rows"] = 0
+        else:
+            assert problem.rows is not None  # prepare refuses prior_rows otherwise
+            assert problem.prior_rows is not None  # likewise
+            early = problem.restrict(problem.rows.isin(problem.prior_rows).nonzero().flatten())
+            stage = run.stage("prior")
+            stage.init = run.init
+            trainer = MAP(steps=self.prior_steps, batch_size=self.batch_size, learning_rate=self.prior_learning_rate)
+            found, told = trainer.optimise(early, stage, members=1)
+            if run.tally.interrupted:
+                raise run.too_early("the prior was learnt")
+            mean, info = found[0], info | {"rows": early.n, "steps": told["steps"]}
+        sd = self.prior_scale * problem.density.prior_scale
+        density = problem.density.with_gaussian_prior(mean, sd)
+        return replace(problem, density=density), {"prior": info}
+
+    def _inner(self, density: LogDensity) -> MeanFieldVI:
+        """Who gives the gradients."""
+        estimator = self.estimator
+        if estimator is None:
+            possible = not isinstance(row_noise(density, "*", "local"), str)
+            estimator = "local" if possible else "reparameterisation"
+        return MeanFieldVI(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            samples=self.samples,
+            estimator=estimator,
+        )
+
+    def _begin(self, update: Problem, run: Run, mean: Tensor) -> Tensor:
+        """Where the posterior's mean starts: at the prior's, unless told otherwise."""
+        return mean if run.init is None or run.learn_prior else start(update, run, 1, default="network")[0]
+
+
+@dataclass
+class BoundEngine(GaussianEngine):
+    """Gaussian variational inference whose weight of the KL is the one by which a bound falls fastest.
+
+    With r the risk, the bound f(r, KL) has the gradient ``f_r grad r + f_k grad KL``, and the ELBO of N rows under the
+    clipped loss ``-N c grad r - w grad KL``: it is the same direction with ``w = N c f_k / f_r``. Adam takes no notice
+    of the length.
+
+    State besides that of the ELBO: risk, its running mean.
+
+    Attributes:
+        bound: what is minimised.
+        counted: n, the rows of the bound.
+        delta: its failure probability.
+        ceiling: c, the largest log loss.
+    """
+
+    bound: Objective
+    counted: int
+    delta: float
+    ceiling: float
+
+    def init(self) -> State:
+        """Also a risk: that of a guess."""
+        return super().init() | {"risk": torch.tensor(0.5, dtype=torch.float64)}
+
+    def weight(self, state: State) -> float:
+        """See the class."""
+        by_risk, by_kl = objectives.slopes(
+            self.bound, float(state["risk"]), self.kl(state["parameters"]), self.counted, self.delta
+        )
+        return self.problem.n * self.ceiling * by_kl / by_risk
+
+    def step(self, state: State) -> State:
+        """Also follow the risk."""
+        new = super().step(state)
+        # The estimate is that of the log likelihood less the KL, whatever the weight.
+        log_likelihood = float(new["trace"][0, state["step"]]) + self.kl(state["parameters"])
+        risk = min(max(-log_likelihood / (self.problem.n * self.ceiling), 0.0), 1.0)
+        memory = min(MEMORY, 1 - 1 / (state["step"] + 1))
+        new["risk"] = memory * state["risk"] + (1 - memory) * risk
+        return new
+
+    def kl(self, parameters: Tensor) -> float:
+        """KL(q || prior)."""
+        mean, log_sd = self.objective.split(parameters)
+        found = self.problem.density.gaussian_prior()
+        assert found is not None  # the method gave it
+        centre, sd = found
+        ratio = log_sd - sd.log()
+        return float((((mean - centre) / sd).square() + (2 * ratio).exp() - 1 - 2 * ratio).sum(dtype=torch.float64) / 2)
+
+    def report(self, state: State, kl: float) -> dict[str, Any]:
+        """What the training reached, of the clipped log loss."""
+        risk = float(state["risk"])
+        return {
+            "steps": state["step"],
+            "risk": risk,
+            "kl": kl,
+            "bound": min(objectives.value(self.bound, risk, kl, self.counted, self.delta), 1.0),
+            "counted_rows": self.counted,
+            "elbo_trace": thinned(state["trace"][:1, : state["step"]])[0],
+            "execution": self.objective.density.execution,
+        }
+
+    def status(self, state: State) -> str:
+        """Risk and bound."""
+        return f"risk {float(state['risk']):.4f}"
+
+
+def _prior(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Mean and sd ``[D]`` of the bound's prior."""
+    found = problem.density.gaussian_prior()
+    assert found is not None  # _with_prior saw to it
+    return found
+
+
+def _clipped(problem: Problem, floor: float) -> Problem:
+    """The same problem with the bounded log loss."""
+    model = problem.model
+    clipped = BayesianNetwork(model.net, model.prior, Clipped(model.likelihood, floor))
+    density = LogDensity(clipped, problem.batch, data_plate=problem.data_plate)
+    return replace(problem, model=clipped, density=density.with_gaussian_prior(*_prior(problem)))
