@@ -40,6 +40,7 @@ class MethodCase:
         weights: whether the posterior has draws of the latents.
         kinds: the data sets that it can be fitted to.
         dropout: rate behind the hidden layer of the network that it is tried on.
+        fewest: rows that it takes at least.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class MethodCase:
     weights: bool = True
     kinds: tuple[str, ...] = ("regression", "binary", "classes")
     dropout: float = 0.0
+    fewest: int = 1
 
 
 METHODS: dict[str, MethodCase] = {
@@ -60,6 +62,7 @@ METHODS: dict[str, MethodCase] = {
     "SWAG": MethodCase({"steps": 60, "batch_size": 7, "snapshots": 10, "rank": 4}),
     "SVGD": MethodCase({"steps": 60, "particles": 4}),
     "MeanFieldVI": MethodCase({"steps": 60}),
+    "PACBayes": MethodCase({"steps": 60, "prior_steps": 30}, fewest=2),  # one for the prior, one for the bound
     "LowRankVI": MethodCase({"steps": 60, "rank": 3}),
     "MatrixNormalVI": MethodCase({"steps": 60}),
     "FullRankVI": MethodCase({"steps": 60}),
@@ -119,6 +122,10 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
         MethodCase({"steps": 40, "batch_size": 7, "estimator": "local", "samples": 2}),
     ),
     "MeanFieldVI-flipout": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7, "estimator": "flipout"})),
+    "PACBayes-minibatch": (
+        "PACBayes",
+        MethodCase({"steps": 40, "prior_steps": 20, "batch_size": 7, "prior_fraction": None}),
+    ),
     "LowRankVI-score": ("LowRankVI", MethodCase({"steps": 40, "batch_size": 7, "estimator": "score"})),
     "IVON-minibatch": ("IVON", MethodCase({"steps": 40, "batch_size": 7})),
     "FullRankVI-weighted": ("FullRankVI", MethodCase({"steps": 40, "alpha": 0.0})),

@@ -248,8 +248,8 @@ def one_draw_has_no_epistemic_part(subject: Subject, folder: Path) -> None:
 
 @check
 def one_row_is_enough_to_fit(subject: Subject, folder: Path) -> None:
-    data = dataset("regression")
-    prediction = bdl.fit(subject.network("regression"), data.subset([0]), subject.method()).predict(data.x)
+    data, few = dataset("regression"), list(range(subject.case.fewest))
+    prediction = bdl.fit(subject.network("regression"), data.subset(few), subject.method()).predict(data.x)
     for statistic in ("mean", "epistemic", "aleatoric"):
         assert getattr(prediction, statistic).isfinite().all()
 

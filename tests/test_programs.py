@@ -47,7 +47,7 @@ REFUSED = {
     **{
         (program, method): "BayesianNetwork"
         for program in PROGRAMS
-        for method in ("NNGP", "GP", "LastLayer", "KalmanFilter")
+        for method in ("NNGP", "GP", "LastLayer", "KalmanFilter", "PACBayes")
     },
     **dict.fromkeys([(program, "MCDropout") for program in PROGRAMS], "Dropout"),
     ("hierarchical", "EllipticalSlice"): "independent Gaussian",

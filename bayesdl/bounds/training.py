@@ -1,8 +1,7 @@
-"""``PACBayes``: Gaussians over the weights of a classifier, trained for the smallest certificate."""
+"""``PACBayes``: Gaussians over the weights of a network, trained for the smallest certificate."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
@@ -40,8 +39,8 @@ class PACBayes(Method):
     r"""Minimises a PAC-Bayes bound over q = N(mean, diag sd^2), for ``certify`` (Perez-Ortiz et al., 2021).
 
     In the bound stand the mean over rows of the clipped log loss ``min(-log p(y | x, w), log 1/p_min) / log 1/p_min``,
-    which lies in [0, 1], and KL(q || prior) in closed form. The certificate itself is of the loss that ``certify`` is
-    asked for, the 0-1 loss by default.
+    which lies in [0, 1], and KL(q || prior) in closed form. Densities of real targets are taken in units of the
+    standardised target, and cut at 10 from above. The certificate itself is of the loss that ``certify`` is asked for.
 
     The prior is a Gaussian whose mean a network found that was trained (``MAP``) on the prior's rows alone, which are
     also those of the scaler; the posterior is trained on all rows, and ``certify`` counts the others. Without rows for
@@ -56,7 +55,7 @@ class PACBayes(Method):
         prior_scale: sd of the prior, as a share of that of the model's prior, which is where the posterior's begins.
             Wide priors make it cheap to move the mean, narrow ones keep the noise small.
         delta: failure probability of the bound that is minimised.
-        p_min: smallest probability of a class in the loss.
+        p_min: smallest probability, or density, in the loss.
         steps: updates of the posterior.
         prior_steps: updates of the network at the prior's mean.
         batch_size: rows in a mini-batch; None takes all rows.
@@ -108,12 +107,7 @@ class PACBayes(Method):
         """Why this method cannot be used on a density, or None if it can."""
         model = density.model
         if not isinstance(model, BayesianNetwork):
-            return "it trains the bounded log loss of a network that classifies; lift yours by BayesianNetwork(net)"
-        if model.task != "classification" or model.likelihood.latent_names:
-            return (
-                "the loss that it trains is bounded for classes only; fit MeanFieldVI(...) with prior_rows=0.5 and "
-                "certify that"
-            )
+            return "it trains the bounded log loss of a network; lift yours by BayesianNetwork(net), or use MeanFieldVI"
         return super().applies_to(density)
 
     def work(self, problem: Problem) -> Work:
@@ -139,7 +133,7 @@ class PACBayes(Method):
             self.bound,
             counted,
             self.delta,
-            math.log(1 / self.p_min),
+            clipped.model.likelihood,
         )
         engine.expect()
         state = run.drive(engine, engine.objective.density)
@@ -198,8 +192,8 @@ class BoundEngine(GaussianEngine):
     """Gaussian variational inference whose weight of the KL is the one by which a bound falls fastest.
 
     With r the risk, the bound f(r, KL) has the gradient ``f_r grad r + f_k grad KL``, and the ELBO of N rows under the
-    clipped loss ``-N c grad r - w grad KL``: it is the same direction with ``w = N c f_k / f_r``. Adam takes no notice
-    of the length.
+    clipped loss, whose range is c, ``-N c grad r - w grad KL``: it is the same direction with ``w = N c f_k / f_r``.
+    Adam takes no notice of the length.
 
     State besides that of the ELBO: risk, its running mean.
 
@@ -207,13 +201,13 @@ class BoundEngine(GaussianEngine):
         bound: what is minimised.
         counted: n, the rows of the bound.
         delta: its failure probability.
-        ceiling: c, the largest log loss.
+        loss: the clipped likelihood.
     """
 
     bound: Objective
     counted: int
     delta: float
-    ceiling: float
+    loss: Clipped
 
     def init(self) -> State:
         """Also a risk: that of a guess."""
@@ -224,14 +218,15 @@ class BoundEngine(GaussianEngine):
         by_risk, by_kl = objectives.slopes(
             self.bound, float(state["risk"]), self.kl(state["parameters"]), self.counted, self.delta
         )
-        return self.problem.n * self.ceiling * by_kl / by_risk
+        return self.problem.n * self.loss.range * by_kl / by_risk
 
     def step(self, state: State) -> State:
         """Also follow the risk."""
         new = super().step(state)
         # The estimate is that of the log likelihood less the KL, whatever the weight.
         log_likelihood = float(new["trace"][0, state["step"]]) + self.kl(state["parameters"])
-        risk = min(max(-log_likelihood / (self.problem.n * self.ceiling), 0.0), 1.0)
+        risk = (self.loss.highest - log_likelihood / self.problem.n) / self.loss.range
+        risk = min(max(risk, 0.0), 1.0)  # beyond by rounding alone
         memory = min(MEMORY, 1 - 1 / (state["step"] + 1))
         new["risk"] = memory * state["risk"] + (1 - memory) * risk
         return new

@@ -15,19 +15,23 @@ from torch import Tensor
 from bayesdl.models.likelihood import Likelihood
 from bayesdl.models.prior import check_unit
 
+LARGEST_DENSITY = 10.0
+"""Of a real target in units of its standard deviation: that of a noise of 0.04 at its peak."""
+
 
 class ClippedProbability(TorchDistribution):
-    """``max(log p(y), log floor)`` in place of ``log p(y)``: no density, but a loss that is bounded.
+    """``log p(y)`` cut at both ends: no density, but a loss that is bounded.
 
     Args:
         inner: the distribution of a row's target.
-        floor: smallest probability.
+        lowest: log of the smallest probability, or density.
+        highest: log of the largest one.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, inner: Distribution, floor: float) -> None:
-        self.inner, self.floor = inner, floor
+    def __init__(self, inner: Distribution, lowest: float, highest: float) -> None:
+        self.inner, self.lowest, self.highest = inner, lowest, highest
         super().__init__(inner.batch_shape, inner.event_shape, validate_args=False)
 
     @property
@@ -37,12 +41,12 @@ class ClippedProbability(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ClippedProbability:
         """The same over a larger batch shape."""
-        return ClippedProbability(self.inner.expand(batch_shape), self.floor)
+        return ClippedProbability(self.inner.expand(batch_shape), self.lowest, self.highest)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The clipped log probability."""
         found: Tensor = self.inner.log_prob(value)
-        return found.clamp_min(math.log(self.floor))
+        return found.clamp(self.lowest, self.highest)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
         """Draws of the distribution itself."""
@@ -52,30 +56,58 @@ class ClippedProbability(TorchDistribution):
 
 @dataclass(frozen=True)
 class Clipped(Likelihood):
-    """Another likelihood of classes, its log loss bounded by ``log(1 / floor)``.
+    """Another likelihood, its log loss between 0 and ``range``.
 
-    Rows whose class has a smaller probability count as if it were ``floor``, and have no slope.
+    Rows that are less probable than ``floor`` count as if it were their probability, and have no slope.
 
     Attributes:
         inner: the likelihood.
-        floor: smallest probability.
+        floor: smallest probability; of real targets, smallest density in the network's units.
     """
 
     inner: Likelihood
     floor: float
 
-    task: ClassVar[str] = "classification"
-
     def __post_init__(self) -> None:
         check_unit("Clipped", "floor", self.floor)
+
+    @property
+    def task(self) -> str:  # type: ignore[override]  # that of the likelihood itself
+        """As the likelihood itself."""
+        return self.inner.task
+
+    @property
+    def scales_y(self) -> bool:  # type: ignore[override]  # likewise
+        """As the likelihood itself."""
+        return self.inner.scales_y
+
+    @property
+    def latent_names(self) -> tuple[str, ...]:
+        """As the likelihood itself."""
+        return self.inner.latent_names
+
+    @property
+    def highest(self) -> float:
+        """Largest log probability; of real targets, the log of the largest density that counts."""
+        return math.log(LARGEST_DENSITY) if self.scales_y else 0.0
+
+    @property
+    def range(self) -> float:
+        """From the smallest to the largest log probability."""
+        return self.highest - math.log(self.floor)
 
     def n_outputs(self, targets: int = 1) -> int:
         """As the likelihood itself."""
         return self.inner.n_outputs(targets)
 
+    def latents(self, like: Tensor) -> dict[str, Tensor]:
+        """As the likelihood itself."""
+        return self.inner.latents(like)
+
     def distribution(self, f: Tensor, latents: Mapping[str, Tensor]) -> Distribution:
         """The likelihood's distribution, clipped."""
-        clipped: Distribution = ClippedProbability(self.inner.distribution(f, latents), self.floor)
+        law = self.inner.distribution(f, latents)
+        clipped: Distribution = ClippedProbability(law, math.log(self.floor), self.highest)
         return clipped
 
     def target(self, y: Tensor, distribution: Distribution, dtype: torch.dtype) -> Tensor:
