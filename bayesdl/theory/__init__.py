@@ -1,10 +1,28 @@
-"""Theory that can be run: finite Markov chains, stochastic gradient descent seen as one, and rates of descent.
+"""Theory that can be run: Markov chains, stochastic gradient descent as one, rates of descent, signals in deep networks.
 
 Nothing on the way from data to certificate needs these modules; they use it.
 """
 
 from __future__ import annotations
 
-from bayesdl.theory import gibbs, gradient_noise, markov_chains, optimisation, sgd
+from bayesdl.theory import (
+    gibbs,
+    gradient_noise,
+    large_deviations,
+    markov_chains,
+    mean_field,
+    optimisation,
+    sgd,
+    signal_propagation,
+)
 
-__all__ = ["gibbs", "gradient_noise", "markov_chains", "optimisation", "sgd"]
+__all__ = [
+    "gibbs",
+    "gradient_noise",
+    "large_deviations",
+    "markov_chains",
+    "mean_field",
+    "optimisation",
+    "sgd",
+    "signal_propagation",
+]
