@@ -71,7 +71,8 @@ def fixed_points(moment: Moment, scale: float, offset: float, *, largest: float)
     """
     octaves = torch.arange(2 * math.log2(SMALLEST), 2 * math.log2(largest) + 1, dtype=torch.float64)
     q = 2.0 ** (octaves / 2)
-    gap = scale * moment(q) + offset - q
+    # One at a time, because a quadrature takes as many nodes as the largest q of a call asks for.
+    gap = torch.cat([scale * moment(one) + offset - one for one in q.split(1)])
     sure = gap.abs() > NOISE * max(1.0, scale) * q.clamp(min=1)
     q, gap = q[sure], gap[sure]
     left = (gap[:-1] * gap[1:] < 0).nonzero()[:, 0]

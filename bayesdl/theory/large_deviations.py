@@ -19,10 +19,11 @@ LARGEST = 2.0**40
 
 
 def rate_function(log_mgf: Callable[[Tensor], Tensor], x: float | Tensor) -> Tensor:
-    """The rate function of a variable with a finite moment-generating function, ``[...]``.
+    """The rate function of a variable whose moment-generating function is finite around 0, ``[...]``.
 
     Args:
-        log_mgf: ``s -> log E exp(s X)``, elementwise on double precision, differentiable.
+        log_mgf: ``s -> log E exp(s X)``, elementwise on double precision, differentiable; not finite where the
+            expectation is infinite.
         x: where, ``[...]``, inside the variable's range.
 
     Raises:
@@ -38,6 +39,7 @@ def rate_function(log_mgf: Callable[[Tensor], Tensor], x: float | Tensor) -> Ten
             (mean,) = torch.autograd.grad(log_mgf(leaf).sum(), leaf)
         return mean
 
+    # A mean that is no number lies beyond the end of the generating function's range: far enough, not short of x.
     sign = torch.where(x >= tilted_mean(torch.zeros_like(x)), 1.0, -1.0).to(torch.float64)
     low, high = torch.zeros_like(x), torch.ones_like(x)
     while bool((short := sign * (tilted_mean(sign * high) - x) < 0).any()):

@@ -118,9 +118,7 @@ class MeanField:
         c, q = torch.broadcast_tensors(torch.as_tensor(c, dtype=torch.float64), q)
         return self._at(q, lambda q, c, w, b: (w * self.phi.dual.covariance(q, q, c * q) + b) / q, c, self._w, self._b)
 
-    def propagate(
-        self, depth: int, q1: float | Tensor, c: float | Tensor, q2: float | Tensor | None = None
-    ) -> Path:
+    def propagate(self, depth: int, q1: float | Tensor, c: float | Tensor, q2: float | Tensor | None = None) -> Path:
         """Lengths and correlation of two signals over ``depth`` layers, with the lengths free to change.
 
         Args:

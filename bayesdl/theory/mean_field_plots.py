@@ -14,7 +14,7 @@ from bayesdl.theory.mean_field import MeanField, critical_line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DEPTHS = (3, 6, 12, 25, 50)  # depth scales that are drawn as lines
+DEPTHS = (3, 6, 12)  # depth scales that are drawn as lines
 
 
 def phase_diagram(
@@ -26,6 +26,9 @@ def phase_diagram(
     points: int = 33,
 ) -> Axes:
     """The slope chi over the plane of w_std and b_std, with the critical line, and lines of equal gradient depth.
+
+    The slope is that at the length which signals of length 1 come to. Where the critical line leaves the white strip, as
+    for gelu with small biases, its own length is unstable.
 
     Args:
         activation: a name, such as "tanh", or any elementwise function.
@@ -39,18 +42,17 @@ def phase_diagram(
         ModelError: the activation is unknown or jumps.
     """
     axes = new_figure((5.4, 4.4)).subplots() if ax is None else ax
-    w = torch.linspace(*w_std, points, dtype=torch.float64)
-    b = torch.linspace(*b_std, points, dtype=torch.float64)
-    field = MeanField(activation, w, b.unsqueeze(-1))
-    rate = field.chi.log()
-    ends = max(float(rate.abs().max()), 1e-3)
-    mesh = axes.pcolormesh(w, b, rate, cmap="RdBu_r", vmin=-ends, vmax=ends, shading="gouraud", alpha=0.75)
+    w, b = (torch.linspace(*ends, points, dtype=torch.float64) for ends in (w_std, b_std))
+    rate = MeanField(activation, w, b.unsqueeze(-1)).chi.log()
+    top = max(float(rate.abs().max()), 1e-3)
+    grid = w.numpy(), b.numpy(), rate.numpy()
+    mesh = axes.pcolormesh(*grid, cmap="RdBu_r", vmin=-top, vmax=top, shading="gouraud")
     axes.figure.colorbar(mesh, ax=axes, label="log chi: what a layer does to squared gradients")
     for depth in DEPTHS:
-        lines = axes.contour(w, b, rate, levels=[-1 / depth, 1 / depth], colors=GREY, linewidths=0.6)
+        lines = axes.contour(*grid, levels=[-1 / depth, 1 / depth], colors=GREY, linewidths=0.6)
         axes.clabel(lines, fmt=lambda level: f"{1 / abs(level):.0f}", fontsize=7)
-    line = critical_line(activation, b)
-    axes.plot(line.w_std, b, color="black", linewidth=2, label="critical line")
+    line = critical_line(activation, torch.linspace(*b_std, 4 * points, dtype=torch.float64))
+    axes.plot(line.w_std, line.b_std, color="black", linewidth=2, label="critical line")
     axes.set(xlabel="w_std", ylabel="b_std", xlim=w_std, ylim=b_std)
     axes.set_title("ordered on the left, chaotic on the right; depth scales in layers", fontsize=9)
     axes.legend(loc="upper left", frameon=False, fontsize=8)
@@ -90,5 +92,6 @@ def depth_curves(field: MeanField, ax: Axes | None = None, *, depth: int = 30, c
             law = away[last] * torch.exp((last - layers) / scale)
             axes.semilogy(layers[: last + 1], law[: last + 1], "--", color=colour, label=f"depth scale {scale:.2f}")
     axes.set(xlabel="layer", ylabel="distance from the fixed point", title=str(field.phase))
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_lines():
+        axes.legend(frameon=False, fontsize=8)
     return tidy(axes)

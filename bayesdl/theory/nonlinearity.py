@@ -23,6 +23,7 @@ from bayesdl.infinite.quadrature import Quadrature, derivative
 from bayesdl.infinite.recognise import elementwise
 
 Function = Callable[[Tensor], Tensor]
+TINY = 1e-16  # stands for a length of zero, where an activation with a kink there has no derivative of its own
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,16 @@ class Nonlinearity:
             return self.dual.variance(q)
 
     def square_slope(self, q: Tensor) -> Tensor:
-        """The derivative of ``square`` by q, which is E[phi'^2 + phi'' phi]; for q = 0 it is that of phi(0) = 0."""
+        """The derivative of ``square`` by q, which is E[phi'^2 + phi'' phi]; at q = 0 its limit for phi(0) = 0."""
         self._refuse_jumps()
         with torch.enable_grad():
-            leaf = q.detach().clone().requires_grad_()
+            leaf = q.detach().clamp(min=TINY).requires_grad_()
             (slope,) = torch.autograd.grad(self.dual.variance(leaf).sum(), leaf, materialize_grads=True)
         return slope
 
     def gain(self, q: Tensor) -> Tensor:
-        """E[phi'(sqrt(q) z)^2]."""
+        """E[phi'(sqrt(q) z)^2]; at q = 0 its limit."""
+        q = q.clamp(min=TINY)
         return self.pair(q, torch.ones_like(q))[1]
 
     def pair(self, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
