@@ -55,13 +55,18 @@ def linear_regression(result: Result) -> None:
     assert (np.array(result["SGLD"]["expected"]) > exact).all()
 
 
-def gap(result: Result) -> None:
+def infinite_width(result: Result) -> None:
     narrow, wide = (result["widths"][width] for width in (2, 32))
     for moments in (narrow, wide):
         assert abs(moments["ratio"] - 1) < 4 * moments["ratio error"]
     assert wide["mean"] < 0.5 * narrow["mean"]
     assert wide["sd"] < narrow["sd"]
-    assert result["sd in the gap"] > 3 * result["sd at the data"]
+    *_, nuts, limit = sds = list(result["sds"].values())
+    assert limit[0] > 3 * limit[1]
+    assert nuts[0] == pytest.approx(limit[0], rel=0.35)
+    mode, ensemble = sds[:2]
+    assert mode == [0.0, 0.0]
+    assert ensemble[0] < 0.7 * limit[0]
 
 
 def certificate(result: Result) -> None:
@@ -243,7 +248,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "demo": demo,
     "eight_schools": funnel,
     "foreign_images": foreign_images,
-    "gap": gap,
+    "infinite_width": infinite_width,
     "hierarchical_regression": schools,
     "lazy_training": lazy_training,
     "linear_regression": linear_regression,

@@ -1,4 +1,4 @@
-"""Theory that can be run: Markov chains, stochastic gradient descent as one, rates of descent, signals in deep networks.
+"""Theory that can be run: Markov chains, SGD as one, rates of descent, signals in deep random networks.
 
 Nothing on the way from data to certificate needs these modules; they use it.
 """
@@ -6,6 +6,7 @@ Nothing on the way from data to certificate needs these modules; they use it.
 from __future__ import annotations
 
 from bayesdl.theory import (
+    curves,
     gibbs,
     gradient_noise,
     large_deviations,
@@ -17,6 +18,7 @@ from bayesdl.theory import (
 )
 
 __all__ = [
+    "curves",
     "gibbs",
     "gradient_noise",
     "large_deviations",

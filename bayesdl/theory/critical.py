@@ -121,8 +121,8 @@ def _critical(phi: Nonlinearity, b_std: float) -> float:
         grown = w_std**2 * phi.square(near) + b_std**2
         if float(grown - near) > GROWTH * float(near):
             warnings.warn(
-                f"With w_std={w_std:.4g}, b_std={b_std:.4g} gradients keep their size at the length {q:.4g}, but longer "
-                "signals grow on from layer to layer; a larger b_std may have a stable length.",
+                f"With w_std={w_std:.4g}, b_std={b_std:.4g} gradients keep their size at the length {q:.4g}, but "
+                "longer signals grow on from layer to layer; a larger b_std may have a stable length.",
                 stacklevel=3,
             )
     return w_std

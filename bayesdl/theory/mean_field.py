@@ -172,7 +172,7 @@ class MeanField:
 
     @cached_property
     def alpha(self) -> Tensor:
-        """Slope of the length map at q*, ``w_std^2 E[phi'^2 + phi'' phi]``, ``[...]``; its limit where q* is infinite."""
+        """Slope of the length map at q*, ``w_std^2 E[phi'^2 + phi'' phi]``, ``[...]``; a limit where q* is infinite."""
         return self._w * self.phi.square_slope(self._q)
 
     @cached_property

@@ -27,8 +27,8 @@ def phase_diagram(
 ) -> Axes:
     """The slope chi over the plane of w_std and b_std, with the critical line, and lines of equal gradient depth.
 
-    The slope is that at the length which signals of length 1 come to. Where the critical line leaves the white strip, as
-    for gelu with small biases, its own length is unstable.
+    The slope is that at the length which signals of length 1 come to. Where the critical line leaves the white strip,
+    as for gelu with small biases, its own length is unstable.
 
     Args:
         activation: a name, such as "tanh", or any elementwise function.

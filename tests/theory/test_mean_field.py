@@ -42,7 +42,7 @@ def test_fixed_points_slopes_and_depth_scales_of_tanh() -> None:
 
 
 def test_slopes_are_those_of_the_maps() -> None:
-    """B5-06, B5-08, T3-19, T3-38: slopes against differences of the maps, and Stein's identity by another quadrature."""
+    """B5-06, B5-08, T3-19, T3-38: slopes against differences of the maps, and Stein's identity."""
     field, h = MeanField("tanh", 1.3, 0.3), 1e-4
     q = float(field.q_star)
     near((field.length_map(q + h) - field.length_map(q - h)) / (2 * h), float(field.alpha), tol=1e-7)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bayesdl.errors import DataError, ModelError
 from bayesdl.infinite import from_module, monte_carlo_kernel
 from bayesdl.models import BayesianNetwork, priors
+from bayesdl.theory import curves
 from bayesdl.theory import signal_propagation as sp
 from bayesdl.theory.mean_field import MeanField
 
@@ -83,7 +84,7 @@ def test_curves_have_the_geometry_of_circles_and_ellipses() -> None:
     for a, b in ((1.0, 1.0), (3.0, 3.0), (3.0, 1.0)):
         h = torch.stack([a * t.cos(), b * t.sin()], 1)
         v = torch.stack([-a * t.sin(), b * t.cos()], 1)
-        found = sp.curve(identity, h, v, -h)
+        found = curves.curve(identity, h, v, -h)
         speed = (a * t.sin()) ** 2 + (b * t.cos()) ** 2
         for layer in (0, 1):  # a rotation changes nothing
             torch.testing.assert_close(found.metric[layer], speed)
@@ -109,18 +110,18 @@ def test_derivatives_of_an_image_of_a_curve() -> None:
     curvature = (speed * a.square().sum() - (v * a).sum() ** 2).sqrt() / speed**1.5
     point = (math.cos(0.7) * one + math.sin(0.7) * two)[None]
     velocity = (math.cos(0.7) * two - math.sin(0.7) * one)[None]
-    found = sp.curve(net, point, velocity, -point)
+    found = curves.curve(net, point, velocity, -point)
     torch.testing.assert_close(found.metric[-1, 0], speed, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.curvature[-1, 0], curvature, rtol=1e-5, atol=0)
 
 
 def test_great_circles_grow_in_the_chaotic_phase_and_shrink_in_the_ordered() -> None:
     """A3-02: g^E grows by chi a layer while the curvature stays, so that the image fills the sphere."""
-    law = sp.great_circle_law(MeanField("tanh", *CHAOTIC), 8)
+    law = curves.great_circle_law(MeanField("tanh", *CHAOTIC), 8)
     assert float(law.metric[-1]) == pytest.approx(162.7, abs=0.1)
     assert float(law.curvature[-1]) == pytest.approx(3.777, abs=1e-3)
     nets = networks(*CHAOTIC, (WIDTH,) * 9)
-    circles = [sp.great_circle(net, float(net.field.q_star), 8) for net in nets]
+    circles = [curves.great_circle(net, float(net.field.q_star), 8) for net in nets]
     for values, expected in (
         ([c.metric.mean(1) / WIDTH for c in circles], law.metric),
         ([c.curvature.square().mean(1) * WIDTH for c in circles], law.curvature),
@@ -132,12 +133,12 @@ def test_great_circles_grow_in_the_chaotic_phase_and_shrink_in_the_ordered() -> 
     gauss = torch.stack([c.gauss_metric.mean(1) for c in circles]).mean(0)
     assert float(gauss[0]) == pytest.approx(1)
     assert 450 < gauss[-1] < 800  # 614 in the published run
-    ordered = sp.great_circle_law(MeanField("tanh", *ORDERED), 4).metric
+    ordered = curves.great_circle_law(MeanField("tanh", *ORDERED), 4).metric
     assert ordered[[0, -1]].tolist() == pytest.approx([0.607, 0.4736], abs=1e-3)
     with pytest.raises(ModelError, match="kink"):
-        sp.great_circle_law(MeanField("relu", 1.2, 0.3), 2)
+        curves.great_circle_law(MeanField("relu", 1.2, 0.3), 2)
     with pytest.raises(ModelError, match="neither 0"):
-        sp.great_circle_law(MeanField("tanh", 0.9), 2)
+        curves.great_circle_law(MeanField("tanh", 0.9), 2)
 
 
 def test_the_mean_squared_singular_value_is_a_power_of_chi() -> None:
