@@ -9,9 +9,9 @@ kurtosis of any of their values or differences is proportional to 1 / width. The
 by its mode, by an ensemble of modes from different starts, and by NUTS, a Hamiltonian Monte Carlo sampler.
 
 What to look for: the bands of the exact posterior widen in the gap and beyond the data. A mode has no band but the
-noise's, and modes from ten starts nearly agree, because the prior leaves one broad mode: an ensemble of them is no
-posterior. Two units must bend where the data are and have nothing left for doubt; and with the width the posterior of
-NUTS, which knows nothing of Gaussian processes, approaches the exact one, to within the Monte-Carlo error.
+noise's, and modes from ten starts nearly agree: an ensemble of them is no posterior. Two units must bend in the gap and
+have no doubt left beyond the data; and with the width the posterior of NUTS, which knows nothing of Gaussian processes,
+approaches the exact one, to within the Monte-Carlo error.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Signals in a wide random network forget where they came from in one of two ways.
 alike and gradients vanish; with large ones like inputs become unlike and gradients explode. `theory.mean_field`
 computes both for any activation, and where between them neither happens. Here networks of finite width are set beside
 it: lengths and correlations layer by layer, gradients on the way back, a circle of inputs on its way through, and the
-singular values of the whole. In the end networks of growing depth are trained on small digits from many initialisations.
+singular values of the whole. In the end networks of growing depth are trained on digits from many initialisations.
 
 What to look for: dots (networks of finite width) on lines (the limit); the circle that grows by the same factor in
 every layer while its curvature stays; and that the networks that can be trained are those of at most about six

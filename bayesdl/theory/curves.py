@@ -48,8 +48,8 @@ def curve(network: RandomNetwork, h: Tensor, velocity: Tensor, acceleration: Ten
     found = [_geometry(*points[1:])]
     for number in range(1, network.depth + 1):
         w, b = network.layer(number)
-        value, *slopes = (part @ w.T for part in _second_order(network.phi.phi, *points))
-        points = (value + b, slopes[0], slopes[1])
+        h, velocity, acceleration = (part @ w.T for part in _second_order(network.phi.phi, *points))
+        points = (h + b, velocity, acceleration)
         found.append(_geometry(*points[1:]))
     return Curve(*(torch.stack(column) for column in zip(*found, strict=True)))
 
@@ -94,11 +94,11 @@ def _second_order(phi: Callable[[Tensor], Tensor], h: Tensor, v: Tensor, a: Tens
     """``phi(h)`` and its first two derivatives along a curve: ``phi' v`` and ``phi'' v^2 + phi' a``."""
 
     def along(h: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = jvp(phi, (h,), (v,))
-        return value, slope
+        found = jvp(phi, (h,), (v,))
+        return found[0], found[1]
 
-    (value, first), (_, second) = jvp(along, (h, v), (v, a))
-    return value, first, second
+    values, derivatives = jvp(along, (h, v), (v, a))[:2]
+    return values[0], values[1], derivatives[1]
 
 
 def _geometry(v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ __all__ = [
 
 CRITICAL = 1e-6  # slopes within it of 1 count as 1; quadrature agrees to 1e-7
 ROUNDS = 200
-CLOSE = 1e-15
+CLOSE = 1e-14
 
 
 class FixedPoint(NamedTuple):
@@ -86,7 +86,7 @@ class MeanField:
     start: float = 1.0
 
     def __post_init__(self) -> None:
-        w, b = (torch.as_tensor(value, dtype=torch.float64) for value in (self.w_std, self.b_std))
+        w, b = _tensor(self.w_std), _tensor(self.b_std)
         if not bool(((w > 0) & w.isfinite()).all() and ((b >= 0) & b.isfinite()).all()):
             raise ModelError("w_std must be positive and b_std not negative, both finite.")
         if not 0 < self.start < float("inf"):
@@ -102,21 +102,21 @@ class MeanField:
 
     @cached_property
     def _w(self) -> Tensor:
-        return torch.as_tensor(self.w_std).square()
+        return _tensor(self.w_std).square()
 
     @cached_property
     def _b(self) -> Tensor:
-        return torch.as_tensor(self.b_std).square()
+        return _tensor(self.b_std).square()
 
     def length_map(self, q: float | Tensor) -> Tensor:
         """V(q), the next layer's length, ``[...]``."""
-        return self._w * self.phi.square(torch.as_tensor(q, dtype=torch.float64)) + self._b
+        return self._w * self.phi.square(_tensor(q)) + self._b
 
     def correlation_map(self, c: float | Tensor) -> Tensor:
         """C(c), the next layer's correlation where both lengths are q*, ``[...]``; NaN where q* is 0 or infinite."""
-        q = torch.where(self._proper, self.q_star, torch.nan)
-        c, q = torch.broadcast_tensors(torch.as_tensor(c, dtype=torch.float64), q)
-        return self._at(q, lambda q, c, w, b: (w * self.phi.dual.covariance(q, q, c * q) + b) / q, c, self._w, self._b)
+        return self._where_proper(
+            lambda q, w, b, c: (w * self.phi.dual.covariance(q, q, c * q) + b) / q, self._w, self._b, _tensor(c)
+        )
 
     def propagate(self, depth: int, q1: float | Tensor, c: float | Tensor, q2: float | Tensor | None = None) -> Path:
         """Lengths and correlation of two signals over ``depth`` layers, with the lengths free to change.
@@ -127,16 +127,15 @@ class MeanField:
             c: correlation at the first layer, ``[...]``.
             q2: length of the other signal, by default the same.
         """
-        q1, c = (torch.as_tensor(value, dtype=torch.float64) for value in (q1, c))
-        q2 = q1 if q2 is None else torch.as_tensor(q2, dtype=torch.float64)
-        q1, q2, c, w, b = torch.broadcast_tensors(q1, q2, c, self._w, self._b)
-        rows = [(q1, q2, c)]
+        first, second = _tensor(q1), _tensor(q1 if q2 is None else q2)
+        p, q, r, w, b = torch.broadcast_tensors(first, second, _tensor(c), self._w, self._b)
+        rows = [(p, q, r)]
         for _ in range(depth):
             with torch.no_grad():
-                q12 = w * self.phi.dual.covariance(q1, q2, c * q1.sqrt() * q2.sqrt()) + b
-                q1, q2 = w * self.phi.square(q1) + b, w * self.phi.square(q2) + b
-            c = (q12 / (q1.sqrt() * q2.sqrt())).clamp(-1, 1)
-            rows.append((q1, q2, c))
+                both = w * self.phi.dual.covariance(p, q, r * p.sqrt() * q.sqrt()) + b
+                p, q = w * self.phi.square(p) + b, w * self.phi.square(q) + b
+            r = (both / (p.sqrt() * q.sqrt())).clamp(-1, 1)
+            rows.append((p, q, r))
         return Path(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
     @cached_property
@@ -196,9 +195,9 @@ class MeanField:
         c = torch.zeros_like(q)
         for _ in range(ROUNDS if len(c) else 0):
             value, slope = self.phi.pair(q, c)
-            step = ((w * value + b) / q - c) / (1 - w * slope)
-            c = (c + step).clamp(0, 1)
-            if bool((step.abs() <= CLOSE).all()):
+            gap = (w * value + b) / q - c
+            c = (c + gap / (1 - w * slope)).clamp(0, 1)
+            if bool((gap.abs() <= CLOSE).all()):
                 break
         result[chaotic] = c
         return result
@@ -206,7 +205,7 @@ class MeanField:
     @cached_property
     def chi_star(self) -> Tensor:
         """Slope of the correlation map at c*, ``w_std^2 E[phi'(u1) phi'(u2)]``, ``[...]``: chi unless chaotic."""
-        return self._at(self.q_star, lambda q, c, w: w * self.phi.pair(q, c)[1], self.c_star, self._w)
+        return self._where_proper(lambda q, w, c: w * self.phi.pair(q, c)[1], self._w, self.c_star)
 
     @cached_property
     def xi_q(self) -> Tensor:
@@ -241,12 +240,9 @@ class MeanField:
         found = words[index.numpy()]
         return str(found) if index.dim() == 0 else found
 
-    def _at(self, q: Tensor, f: Callable[..., Tensor], *others: Tensor) -> Tensor:
-        """``f`` where q is proper, NaN elsewhere."""
-        q, *rest = torch.broadcast_tensors(q, *others)
-        proper = (q > 0) & q.isfinite()
-        for other in rest:
-            proper = proper & ~other.isnan()
+    def _where_proper(self, f: Callable[..., Tensor], *others: Tensor) -> Tensor:
+        """``f(q*, ...)`` where q* is neither 0 nor infinite, NaN elsewhere."""
+        proper, q, *rest = torch.broadcast_tensors(self._proper, self._q, *others)
         result = torch.full_like(q, torch.nan)
         with torch.no_grad():
             result[proper] = f(q[proper], *(other[proper] for other in rest))
@@ -261,3 +257,7 @@ def depth_scale(slope: Tensor) -> Tensor:
     """
     size = slope.abs()
     return torch.where((size - 1).abs() <= CRITICAL, torch.inf, -1 / size.log())
+
+
+def _tensor(value: float | Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)
