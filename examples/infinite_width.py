@@ -87,8 +87,9 @@ def plot_distances(ax: Axes, result: Mapping[int, Mapping[str, float]]) -> None:
     widths = list(result)
     for key, colour, label in (("mean", BLUE, "posterior mean"), ("sd", ORANGE, "posterior sd of the function")):
         ax.loglog(widths, [result[w][key] for w in widths], "o-", color=colour, label=label)
-    for key, colour in (("mean error", BLUE), ("sd error", ORANGE)):
-        ax.loglog(widths, [result[w][key] for w in widths], ":", color=colour, label="its Monte-Carlo error")
+    for key, colour in (("mean", BLUE), ("sd", ORANGE)):
+        noise = [result[w][f"{key} error"] for w in widths]
+        ax.loglog(widths, noise, ":", color=colour, label=f"Monte-Carlo error of the {key}")
     ax.set(xlabel="hidden units", ylabel="RMS distance to the limit", ylim=(4e-3, 1))
     ax.set_title("The posterior of NUTS approaches the limit")
 
