@@ -9,8 +9,8 @@ it: lengths and correlations layer by layer, gradients on the way back, a circle
 singular values of the whole. In the end networks of growing depth are trained on digits from many initialisations.
 
 What to look for: dots (networks of finite width) on lines (the limit); the circle that grows by the same factor in
-every layer while its curvature stays; and that the networks that can be trained are those of at most about six
-correlation depth scales (dashed).
+every layer while its curvature stays; and that six correlation depth scales (dashed) tell, within a factor of two, how
+deep a network can be trained in few steps.
 """
 
 from __future__ import annotations
