@@ -26,11 +26,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import bayesdl as bdl
-from bayesdl.infinite import GradientFlow, kernel_drift, monte_carlo_kernel, width_rate
+from bayesdl.infinite import GradientFlow, from_module, kernel_drift, monte_carlo_kernel, width_rate
 from bayesdl.posterior.tables import render
 
-W_STD, B_STD = 2.0, 0.5
-PRIOR = bdl.priors.Normal("fan_in", w_std=W_STD, b_std=B_STD)
+PRIOR = bdl.priors.Normal("fan_in", w_std=2.0, b_std=0.5)
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 
 
@@ -38,14 +37,6 @@ def network(width: int) -> bdl.BayesianNetwork:
     """One hidden layer of erf units; the limit of its kernels has a closed form."""
     net = nn.Sequential(nn.Linear(1, width), bdl.models.Erf(), nn.Linear(width, 1)).double()
     return bdl.BayesianNetwork(net, PRIOR)
-
-
-def limit_kernels(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-    """NNGP and NTK of the infinitely wide network (Williams, 1997; Lee et al., 2019, appendix C)."""
-    k, q1, q2 = (W_STD**2 * v + B_STD**2 for v in (x1 @ x2.T, x1.square().sum(1), x2.square().sum(1)))
-    norms = (1 + 2 * q1)[:, None] * (1 + 2 * q2)
-    nngp = W_STD**2 * 2 / math.pi * torch.asin(2 * k / norms.sqrt()) + B_STD**2
-    return nngp, nngp + W_STD**2 * k * 4 / math.pi / (norms - 4 * k**2).sqrt()
 
 
 def points() -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
 
     x, y, grid = points()
-    (k, theta), (k_cross, theta_cross), (k_new, _) = (limit_kernels(*p) for p in ((x, x), (grid, x), (grid, grid)))
+    limit = from_module(network(1))  # of any width
+    (k, theta), (k_cross, theta_cross) = limit.kernels(x), limit.kernels(grid, x)
+    k_new = limit.nngp(grid)
     steps, members = (40, 8) if options.quick else (300, 24)
     widths = (8, 512) if options.quick else (8, 64, 512, 4096)
     rate = 0.4 * bdl.infinite.learning_rate_limit(theta)

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-SLOW = {"continual_digits", "eight_schools", "foreign_images", "network_hmc", "posteriors"}
+SLOW = {"continual_digits", "eight_schools", "foreign_images", "network_hmc", "posteriors", "signal_propagation"}
 RUNS = [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem) for path in SCRIPTS]
 Result = dict[str, Any]
 
@@ -55,13 +55,17 @@ def linear_regression(result: Result) -> None:
     assert (np.array(result["SGLD"]["expected"]) > exact).all()
 
 
-def gap(result: Result) -> None:
+def infinite_width(result: Result) -> None:
     narrow, wide = (result["widths"][width] for width in (2, 32))
     for moments in (narrow, wide):
         assert abs(moments["ratio"] - 1) < 4 * moments["ratio error"]
     assert wide["mean"] < 0.5 * narrow["mean"]
     assert wide["sd"] < narrow["sd"]
-    assert result["sd in the gap"] > 3 * result["sd at the data"]
+    mode, ensemble, _, nuts, limit = result["sds"].values()
+    assert limit[0] > 3 * limit[1]
+    assert nuts[0] == pytest.approx(limit[0], rel=0.35)
+    assert mode == [0.0, 0.0]
+    assert ensemble[0] < 0.7 * limit[0]
 
 
 def certificate(result: Result) -> None:
@@ -236,6 +240,22 @@ def smoothing(result: Result) -> None:
     assert 0.25 < result["acceleration"] < 1.0
 
 
+def signal_propagation(result: Result) -> None:
+    for phase, away in result["signals"].items():
+        assert away["q"] < 0.2, phase
+        assert away["c"] < 0.3, phase
+    for phase, (rate, error, chi) in result["gradients"].items():
+        assert rate == pytest.approx(chi, abs=4 * error + 0.03), phase
+    for label, (found, law) in result["circle"].items():
+        assert found == pytest.approx(law, rel=0.4), label
+    gaussian, orthogonal = (result["spectrum"][weights] for weights in ("gaussian", "orthogonal"))
+    assert orthogonal[1] < 0.3 * gaussian[1]
+    # Twenty layers: too small weights, the critical ones, too large.
+    small, _, critical, _, large = result["training"]["20"]
+    assert critical > 0.9
+    assert max(small, large) < 0.4
+
+
 CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "continual_digits": continual,
@@ -243,8 +263,8 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "demo": demo,
     "eight_schools": funnel,
     "foreign_images": foreign_images,
-    "gap": gap,
     "hierarchical_regression": schools,
+    "infinite_width": infinite_width,
     "lazy_training": lazy_training,
     "linear_regression": linear_regression,
     "mixture": mixture,
@@ -254,6 +274,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "prior_tuning": prior_tuning,
     "sgd_markov_chain": sgd,
     "sgld_mnist": sgld_mnist,
+    "signal_propagation": signal_propagation,
     "smoothing": smoothing,
 }
 

@@ -40,7 +40,7 @@ def elementwise(phi: Callable[[Tensor], Tensor]) -> Activation | Scale | None:
     above, below = float(y[_GRID == 11.5] / 11.5), float(y[_GRID == -13.5] / -13.5)
     if math.isfinite(above) and math.isfinite(below) and (above, below) != (0.0, 0.0):
         above, below = (round(slope, 14) for slope in (above, below))
-        if same(torch.where(_GRID > 0, above, below) * _GRID):
+        if same(torch.where(_GRID > 0, above * _GRID, below * _GRID)):
             if above == below:
                 return None if above == 1 else Scale(above)
             named = {(1.0, 0.0): "relu", (1.0, -1.0): "abs"}.get((above, below))

@@ -1,10 +1,30 @@
-"""Theory that can be run: finite Markov chains, stochastic gradient descent seen as one, and rates of descent.
+"""Theory that can be run: Markov chains, SGD as one, rates of descent, signals in deep random networks.
 
 Nothing on the way from data to certificate needs these modules; they use it.
 """
 
 from __future__ import annotations
 
-from bayesdl.theory import gibbs, gradient_noise, markov_chains, optimisation, sgd
+from bayesdl.theory import (
+    curves,
+    gibbs,
+    gradient_noise,
+    large_deviations,
+    markov_chains,
+    mean_field,
+    optimisation,
+    sgd,
+    signal_propagation,
+)
 
-__all__ = ["gibbs", "gradient_noise", "markov_chains", "optimisation", "sgd"]
+__all__ = [
+    "curves",
+    "gibbs",
+    "gradient_noise",
+    "large_deviations",
+    "markov_chains",
+    "mean_field",
+    "optimisation",
+    "sgd",
+    "signal_propagation",
+]

@@ -181,6 +181,12 @@ def test_a_run_of_operations_is_one_activation_and_a_plus_a_sum_of_branches(
     assert found.parameters == pytest.approx(activation.parameters, rel=1e-12)
 
 
+@pytest.mark.parametrize("slope", [0.01, 0.2, 0.3])
+def test_any_leaky_relu_has_its_closed_form(slope: float) -> None:
+    layers = from_module(nn.Sequential(nn.Linear(2, 3), nn.LeakyReLU(slope), nn.Linear(3, 1)))
+    assert layers[1] == Activation("piecewise_linear", (slope, 1.0))
+
+
 def test_a_run_that_is_used_twice_is_one_activation() -> None:
     class Swish(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
