@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +26,7 @@ from bayesdl.posterior.problem import Problem
 GROUPS = ("prior", "layers", "parameters")
 """What has a precision of its own: the whole prior, each layer, each weight."""
 TRACES = ("full", "functional", "diag")
-"""Structures whose log determinant has its gradient by z in ``log_det_slope``; for the others it is taken along moves."""
+"""Structures for which ``log_det_slope`` holds; for the others log det P is differenced along the mode's movements."""
 STIFFNESS = 100.0
 """Of what holds the noise, in units of the likelihood's own curvature by log sigma."""
 MOST_PRODUCTS = 400
@@ -258,7 +257,7 @@ class ProfileEvidence:
         return found
 
     def effective(self, point: Point) -> Tensor:
-        """gamma by number, ``[G]``."""
+        """Effective number of parameters by number, ``[G]``."""
         total = torch.zeros(self.count, dtype=torch.float64)
         for block in point.weights:
             owner = self.owner[block.place]

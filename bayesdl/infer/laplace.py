@@ -32,6 +32,7 @@ from bayesdl.posterior.problem import Problem
 
 NEWTON = 4  # steps of Newton's method at the end, where the precision is written out
 NEAR = 0.1  # distance from the mode, in standard deviations, at which a tuned prior counts as an interior maximum
+ASIDE = 0.01  # of Newton's step, over which the slope of a smooth density falls by as little
 PREDICTIVES = ("auto", "linearised", "sampled")
 
 
@@ -69,15 +70,15 @@ class Laplace(Optimiser):
         link: how a linearised network's class probabilities are found: "monte_carlo" (draws of the logits; right for
             every covariance), "probit" or "bridge" (closed forms, see ``curvature.links`` for when they are off).
         tune: "prior" multiplies the precision of a Gaussian prior by the number that maximises the evidence, "layers"
-            by one number for each layer, "parameters" by one for each weight (automatic relevance determination: weights
-            that the data say nothing of get a precision at the bound of 1e8 times the prior's, ``info["at_bound"]``;
-            needs structure "full", "functional" or "diag"); a Gaussian likelihood's unknown noise is set along with it. The evidence is
-            that of modes that are found again for every choice, so its gradient counts how the curvature moves with the
-            mode, and no round may lower it (``infer.evidence``). ``info["interior"]`` is true where that gradient is
-            below 1e-3, no number at its bound, and ``info["mode_distance"]`` below 0.1; where it is not, more
-            ``polish`` may help. Networks with kinks (relu) have modes on them, which no smooth optimiser reaches well.
-            Cost: a search for a mode a round, and some dozen Hessian products; with "kron", "ekfac" and "low_rank" so
-            many for each number.
+            by one number for each layer, "parameters" by one for each weight (automatic relevance determination; needs
+            structure "full", "functional" or "diag"). A Gaussian likelihood's unknown noise is set along with it. The
+            evidence is that of modes that are found again for every choice, so its gradient counts how the curvature
+            moves with the mode, and no round may lower it (``infer.evidence``). ``info["stationary"]`` is true where
+            that gradient is below 1e-3 for every number inside its bounds of 1e8 and 1e-8 times the prior's precision;
+            ``info["at_bound"]`` names those outside, as weights that the data say nothing of are; and
+            ``info["interior"]`` is true if there is none and ``info["mode_distance"]`` is below 0.1. Where it is not,
+            ``info["tuning_ended"]`` says why. Cost: a search for a mode a round, and some dozen Hessian products; with
+            "kron", "ekfac" and "low_rank" so many for each number.
         rounds: most changes of the prior, each followed by a search for the mode.
         online_rounds: changes of the prior while the network trains, evenly spaced after a tenth of the steps (Immer et
             al., 2021): steps up the same gradient, at the weights that training has reached. ``rounds`` follow, and few
@@ -117,9 +118,7 @@ class Laplace(Optimiser):
             raise MethodError(f"{self.name}(curvature='hessian') is written out: structure must be 'full'.")
         if self.tune is not None and (self.temperature, self.likelihood_temperature) != (1, 1):
             raise MethodError(f"{self.name}(tune={self.tune!r}) maximises an evidence, which has temperature 1.")
-        if self.online_rounds and (
-            self.tune is None or self.optimizer in SECOND_ORDER or self.validation is not None
-        ):
+        if self.online_rounds and (self.tune is None or self.optimizer in SECOND_ORDER or self.validation is not None):
             raise MethodError(
                 f"{self.name}(online_rounds={self.online_rounds}) tunes a prior while it trains: it takes a tune=, an "
                 "optimizer that goes step by step (adam, rmsprop, sgd), and no validation=."
@@ -146,8 +145,8 @@ class Laplace(Optimiser):
         law = Normal(z, covariance_of(blocks, len(z)))
         info |= choice.info(blocks) | tuned.info
         info |= {"mode_distance": distance, "log_evidence": self._log_evidence(tuned.problem, z, blocks)}
-        if self.tune is not None:  # stationary in the prior means little away from a mode
-            info["interior"] = info["interior"] and distance < NEAR
+        if self.tune is not None and distance >= NEAR:  # stationary in the prior means little away from a mode
+            info |= {"interior": False, "tuning_ended": self._why_no_mode(tuned.working, z, law, distance)}
         if linearised:
             info["link"] = self.link
         kind = LinearisedPosterior if linearised else GaussianPosterior
@@ -224,6 +223,23 @@ class Laplace(Optimiser):
                 break
             z = z + step
         return z, blocks, math.sqrt(max(square, 0.0))
+
+    def _why_no_mode(self, problem: Problem, z: Tensor, law: Normal, distance: float) -> str:
+        """Whether the mode was missed, or has no gradient that could vanish.
+
+        Where the density is smooth its slope along Newton's step falls over the length of that step; on a kink, as
+        networks of relu units have wherever a unit switches at some row, it jumps at once.
+        """
+        density = problem.density
+        slope = density.value_and_grad(z[None], target=self.target)[1][0]
+        step = law.covariance.times(slope)
+        beyond = density.value_and_grad((z + ASIDE * step)[None], target=self.target)[1][0]
+        if float(beyond @ step) < 0.5 * float(slope @ step):
+            return (
+                "the mode is on a kink of the network (relu, perhaps), where gradients do not vanish: neither that of "
+                "the evidence nor mode_distance says how near a maximum is; smooth activations have no kinks"
+            )
+        return f"the mode is {distance:.2g} standard deviations away: more polish= may reach it"
 
     def _log_evidence(self, problem: Problem, z: Tensor, blocks: list[Block]) -> float:
         """As a density of the raw targets."""

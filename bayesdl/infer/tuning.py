@@ -68,13 +68,18 @@ def tune(evidence: ProfileEvidence, numbers: Tensor, z: Tensor, rounds: int) -> 
         small = torch.full_like(gradient, SETTLED)
         small[: len(gammas)] *= gammas.clamp(max=1.0)
         settled = bool((at_bound | (gradient.abs() < small)).all())
-        if settled or round_ == rounds:
+        if settled:
+            ended = "stationary"
+            break
+        if round_ == rounds:
+            ended = f"after {rounds} rounds: more rounds= may raise the evidence"
             break
         free = ~at_bound
         step = _step(gradient * free, bend.clamp(min=SETTLED), pairs, free)
         step[: len(gammas)] += _irrelevant(point, gammas, gradient) * 2 * EDGE
         higher = _climb(evidence, point, step)
         if higher is None:
+            ended = "no change of the prior raises the evidence, though its gradient does not vanish"
             break
         round_ += 1
         before, moved = gradient, higher.numbers - point.numbers
@@ -88,6 +93,7 @@ def tune(evidence: ProfileEvidence, numbers: Tensor, z: Tensor, rounds: int) -> 
         "evidence_gradient": evidence.told(gradient[: evidence.count]),
         "effective_by_group": evidence.told(gammas),
         "rounds": round_,
+        "tuning_ended": ended,
         "stationary": settled,
         "interior": settled and not outside,
     }

@@ -26,9 +26,10 @@ def sparse(open_noise: bool = False) -> tuple[bdl.BayesianNetwork, tuple[Tensor,
     x = noise(60, len(WEIGHTS))
     y = x @ torch.tensor(WEIGHTS, dtype=DOUBLE) + 0.5 * noise(60, seed=8)
     likelihood = bdl.likelihoods.Gaussian(noise=dist.LogNormal(-1.0, 1.0) if open_noise else 0.5)
-    return bdl.BayesianNetwork(
-        nn.Linear(len(WEIGHTS), 1, bias=False).double(), bdl.priors.Normal(1.0), likelihood
-    ), (x, y)
+    return bdl.BayesianNetwork(nn.Linear(len(WEIGHTS), 1, bias=False).double(), bdl.priors.Normal(1.0), likelihood), (
+        x,
+        y,
+    )
 
 
 def dense_evidence(x: Tensor, y: Tensor, factors: Tensor, sigma: float) -> tuple[float, np.ndarray]:
@@ -59,9 +60,12 @@ def test_automatic_relevance_determination_maximises_the_dense_marginal_likeliho
     np.testing.assert_allclose(found.info["evidence_gradient"]["weight"], slope, atol=1e-6)
     assert found.info["stationary"]
     outside = [int(name[7:-1]) for name in found.info["at_bound"]]
-    assert outside and set(outside) <= {3, 4, 5} and not found.info["interior"]
+    assert set(outside) <= {3, 4, 5}
+    assert outside
+    assert not found.info["interior"]
     inside = sorted(set(range(6)) - set(outside))
-    assert (factors[outside] == pytest.approx(1e8, rel=0.02)) and np.abs(slope[inside]).max() < 1e-3
+    assert factors[outside].tolist() == pytest.approx([1e8] * len(outside), rel=0.02)
+    assert np.abs(slope[inside]).max() < 1e-3
     assert (found.mean[outside].abs() < 1e-6).all()
     # No other choice of the relevant ones does better, nor does taking back what was switched off.
     for k in range(6):
@@ -113,13 +117,13 @@ def test_structures_without_a_gradient_by_every_weight_are_refused() -> None:
 # -- while the network trains ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [None, 20])
-@pytest.mark.parametrize("groups", ["prior", "parameters"])
+@pytest.mark.parametrize(("groups", "batch_size"), [("prior", None), ("parameters", None), ("prior", 20)])
 def test_tuning_in_training_ends_where_tuning_afterwards_does(groups: str, batch_size: int | None) -> None:
+    """With ``rounds=0``: what training alone has found."""
     model, data = sparse(open_noise=True)
-    settings: dict[str, Any] = {"tune": groups, "structure": "full", "batch_size": batch_size}
-    after = fit(model, data, **settings)
-    online = fit(model, data, **settings, steps=1500, online_rounds=40, rounds=0)
+    after = fit(model, data, tune=groups, structure="full")
+    settings: dict[str, Any] = {"batch_size": batch_size, "steps": 1200, "polish": 50}
+    online = fit(model, data, tune=groups, structure="full", online_rounds=40, rounds=0, **settings)
     assert online.info["rounds"] == 0
     assert online.info["log_evidence"] == pytest.approx(after.info["log_evidence"], abs=0.02)
     assert float(online.mean[-1].exp()) == pytest.approx(float(after.mean[-1].exp()), rel=0.01)
@@ -139,3 +143,25 @@ def test_tuning_in_training_ends_where_tuning_afterwards_does(groups: str, batch
 def test_tuning_in_training_needs_a_training(settings: dict[str, Any]) -> None:
     with pytest.raises(MethodError, match="while it trains"):
         bdl.Laplace(**settings)
+
+
+# -- what is told of the end -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("activation", "polish", "reason"), [(nn.ReLU, 60, "on a kink"), (nn.Tanh, 3, "more polish=")])
+def test_tuning_says_why_it_found_no_mode(activation: Any, polish: int, reason: str) -> None:
+    x = noise(40, 2)
+    y = (2 * x[:, 0]).sin() * x[:, 1] + 0.1 * noise(40, seed=5)
+    net = nn.Sequential(nn.Linear(2, 8), activation(), nn.Linear(8, 1)).double()
+    model = bdl.BayesianNetwork(net, None, bdl.likelihoods.Gaussian(noise=0.1))
+    found = fit(model, (x, y), structure="full", tune="prior", rounds=1, polish=polish)
+    assert reason in found.info["tuning_ended"]
+    assert not found.info["interior"]
+
+
+@pytest.mark.parametrize(("rounds", "ended"), [(1, "after 1 rounds"), (100, "stationary")])
+def test_tuning_says_how_it_ended(rounds: int, ended: str) -> None:
+    model, data = sparse()
+    info = fit(model, data, structure="full", tune="prior", rounds=rounds).info
+    assert ended in info["tuning_ended"]
+    assert info["interior"] == (rounds > 1)
