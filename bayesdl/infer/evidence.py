@@ -205,7 +205,7 @@ class ProfileEvidence:
         if self.noise is not None:
             rows.append(torch.zeros_like(point.z))
             rows[1][self.noise] = 1.0
-        by_mode, *by_noise = self._moved(point, torch.stack(rows))
+        by_mode, *by_noise = self._moved(point, torch.stack(rows), together=True)
         force = (self.centre - point.z) / self.sd_at(point.numbers).square()
         found = self._summed((by_mode * force).double())
         if self.noise is None:
@@ -234,11 +234,12 @@ class ProfileEvidence:
                 found.append(by_mode + self._slope_by_noise(point) * by_noise)
         return torch.tensor(found, dtype=torch.float64)
 
-    def _moved(self, point: Point, forces: Tensor) -> Tensor:
+    def _moved(self, point: Point, forces: Tensor, together: bool = False) -> Tensor:
         """``C f`` for rows f ``[V, D]``, with C minus the inverse Hessian: where forces push the mode.
 
         By conjugate gradients on products with the exact Hessian, in units of the approximation, so that a few dozen
-        do. Where the Hessian is not negative along the way, the approximation itself stands for its inverse.
+        do. Where the Hessian is not negative along the way, the approximation itself stands for its inverse; for all
+        rows ``together`` if they must have been multiplied by one C.
         """
         spread = covariance_of(point.blocks, len(point.z)).filled(self.sd_at(point.numbers))
         z, nowhere = point.z.expand_as(forces), forces.new_zeros(len(forces), spread.noise_dim)
@@ -253,6 +254,8 @@ class ProfileEvidence:
         edge = FAR * torch.linalg.vector_norm(direct, dim=1)
         solved, _ = conjugate_gradients(product, -direct, edge, MOST_PRODUCTS, progress=0.0)
         lost = torch.linalg.vector_norm(solved, dim=1) > 0.5 * edge
+        if together:
+            lost = lost.any().expand_as(lost)
         found: Tensor = spread.scaled(torch.where(lost[:, None], direct, solved))
         return found
 
