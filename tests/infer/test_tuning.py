@@ -122,8 +122,8 @@ def test_tuning_in_training_ends_where_tuning_afterwards_does(groups: str, batch
     """With ``rounds=0``: what training alone has found."""
     model, data = sparse(open_noise=True)
     after = fit(model, data, tune=groups, structure="full")
-    settings: dict[str, Any] = {"batch_size": batch_size, "steps": 1200, "polish": 50}
-    online = fit(model, data, tune=groups, structure="full", online_rounds=40, rounds=0, **settings)
+    settings: dict[str, Any] = {"batch_size": batch_size, "steps": 600, "polish": 50}
+    online = fit(model, data, tune=groups, structure="full", online_rounds=20, rounds=0, **settings)
     assert online.info["rounds"] == 0
     assert online.info["log_evidence"] == pytest.approx(after.info["log_evidence"], abs=0.02)
     assert float(online.mean[-1].exp()) == pytest.approx(float(after.mean[-1].exp()), rel=0.01)
