@@ -109,6 +109,10 @@ VARIANTS: dict[str, tuple[str, MethodCase]] = {
     ),
     "SVGD-minibatch": ("SVGD", MethodCase({"steps": 40, "particles": 3, "batch_size": 7})),
     "Laplace-kron": ("Laplace", MethodCase({"steps": 20, "structure": "kron", "tune": "layers", "rounds": 2})),
+    "Laplace-online": (
+        "Laplace",
+        MethodCase({"steps": 20, "batch_size": 16, "tune": "parameters", "online_rounds": 2, "rounds": 0, "polish": 9}),
+    ),
     "Laplace-minibatch": ("Laplace", MethodCase({"steps": 40, "structure": "low_rank", "rank": 3, "batch_size": 7})),
     "Laplace-last-layer": ("Laplace", MethodCase({"steps": 40, "random": ("2.*", "noise"), "predictive": "sampled"})),
     "MeanFieldVI-minibatch": ("MeanFieldVI", MethodCase({"steps": 40, "batch_size": 7})),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -95,9 +95,28 @@ class NetworkOutputs:
 
     def roots(self, batch: Mapping[str, Any], curvature: Curvature) -> Tensor:
         """R of every row, ``[B, K, C]`` with C = K (Gauss-Newton) or 1 (Fisher)."""
-        with torch.no_grad(), program.unchecked():
-            f = self.at(self.z, batch["x"])
-            latents = self.latents(self.hyper_values(self.z), f)
+        with torch.no_grad():
+            if curvature == "fisher":
+                return self._by_outputs(self.z, batch, grad).unsqueeze(2) * self.problem.density.powers[1] ** 0.5
+            matrices = self.bends(self.z, batch, curvature)
+            if matrices.shape[1] == 1:
+                return matrices.clamp(min=0).sqrt()
+            values, vectors = torch.linalg.eigh(matrices)
+            return vectors * values.clamp(min=0).sqrt().unsqueeze(1)
+
+    def bends(self, z: Tensor, batch: Mapping[str, Any], curvature: Curvature) -> Tensor:
+        """``R R^T`` of every row at ``z [D]``, ``[B, K, K]``, differentiable by z; negative eigenvalues are left in."""
+        power = self.problem.density.powers[1]
+        if curvature == "fisher":
+            slopes = self._by_outputs(z, batch, grad)
+            return power * slopes.unsqueeze(2) * slopes.unsqueeze(1)
+        return power * self._by_outputs(z, batch, hessian)
+
+    def _by_outputs(self, z: Tensor, batch: Mapping[str, Any], derivative: Callable[..., Any]) -> Tensor:
+        """A derivative of every row's negative log likelihood by the row's outputs, ``[B, ...]``."""
+        with program.unchecked():
+            f = self.at(z, batch["x"])
+            latents = self.latents(self.hyper_values(z), f)
             shape, likelihood = self.event_shape, self.model.likelihood
 
             def loss(one: Tensor, y: Tensor) -> Tensor:
@@ -106,15 +125,8 @@ class NetworkOutputs:
                 value: Tensor = -distribution.log_prob(target).sum()
                 return value
 
-            power = self.problem.density.powers[1]
-            if curvature == "fisher":
-                slopes: Tensor = vmap(grad(loss))(f, batch["y"])
-                return slopes.unsqueeze(2) * power**0.5
-            matrices: Tensor = vmap(hessian(loss))(f, batch["y"])
-            if matrices.shape[1] == 1:
-                return (matrices.clamp(min=0) * power).sqrt()
-            values, vectors = torch.linalg.eigh(matrices * power)
-            return vectors * values.clamp(min=0).sqrt().unsqueeze(1)
+            found: Tensor = vmap(derivative(loss))(f, batch["y"])
+            return found
 
     def row_factors(self, x: Tensor, roots: Tensor, sites: tuple[Site, ...] | None = None) -> Tensor:
         """``R_i^T J_i`` of every row, by the given sites, ``[B, C, D']``: for any module, row by row under vmap."""

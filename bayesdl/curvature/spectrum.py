@@ -54,14 +54,19 @@ class Block(ABC):
 
     def effective(self) -> float:
         """``gamma = sum d / (d + 1)``: how many directions the data determine (MacKay, 1992)."""
-        return float((self.values / (self.values + 1.0)).sum())
+        return float(self._shares.sum())
 
+    @abstractmethod
     def determined(self) -> Tensor:
         """How much of each coordinate the data determine, ``[R]``: 1 less its variance over the prior's.
 
         The sum is ``effective()``.
         """
-        return 1.0 - self.covariance().variances().double()
+
+    @property
+    def _shares(self) -> Tensor:
+        """How much of each direction the data determine, in the shape of the values."""
+        return self.values / (self.values + 1.0)
 
     def _variances(self) -> Tensor:
         return (self.values + self.added).reciprocal().to(self.scale.dtype)
@@ -80,6 +85,10 @@ class Full(Block):
         values, basis = torch.linalg.eigh(wide[:, None] * matrix.double() * wide)
         return cls(place, scale, group, prior, values.clamp(min=0) if prior else values, basis)
 
+    def determined(self) -> Tensor:
+        """See the base class."""
+        return self.basis.square() @ self._shares
+
     def covariance(self) -> Covariance:
         """Dense."""
         root = self.basis * (self.values + self.added).rsqrt()
@@ -95,6 +104,10 @@ class Separate(Block):
         """From the curvature's diagonal by ``z[place]``, ``[R]``."""
         return cls(place, scale, group, prior, diagonal.double() * scale.double().square())
 
+    def determined(self) -> Tensor:
+        """See the base class."""
+        return self._shares
+
     def covariance(self) -> Covariance:
         """Diagonal."""
         return Diagonal(self._variances().sqrt())
@@ -107,6 +120,10 @@ class Product(Block):
     left: Tensor
     right: Tensor
 
+    def determined(self) -> Tensor:
+        """See the base class."""
+        return (self.left.double().square() @ self._shares @ self.right.double().square().mT).flatten()
+
     def covariance(self) -> Covariance:
         """Kronecker."""
         return Kronecker(self.left, self.right, self._variances())
@@ -117,6 +134,10 @@ class Few(Block):
     """A matrix of low rank by its eigenvectors ``basis [R, rank]``."""
 
     basis: Tensor
+
+    def determined(self) -> Tensor:
+        """See the base class."""
+        return self.basis.double().square() @ self._shares
 
     def covariance(self) -> Covariance:
         """The prior's, less what the few directions say."""
@@ -135,6 +156,10 @@ class Functional(Block):
         """From rows F in units of the prior."""
         values, vectors = torch.linalg.eigh(kernel(rows, rows).double())
         return cls(place, scale, group, True, values.clamp(min=0), rows, vectors.to(scale.dtype))
+
+    def determined(self) -> Tensor:
+        """See the base class."""
+        return 1.0 - self.covariance().variances().double()
 
     def covariance(self) -> Covariance:
         """By the kernel."""

@@ -24,6 +24,9 @@ from bayesdl.density.sites import Site
 from bayesdl.density.terms import Structure, refuse_explosion
 from bayesdl.errors import BayesdlError, DataError, DynamicSupport, ModelError
 
+GLANCE = 256
+"""Rows of a network's data that show what the program is."""
+
 
 @dataclass(frozen=True)
 class Discovery:
@@ -42,6 +45,20 @@ class Discovery:
     rows: int | None
     observed: tuple[str, ...]
     example: dict[str, Tensor]
+
+
+def row_arguments(model: Program) -> tuple[str, ...]:
+    """Arguments that a network says to have a row for each row of the data; of other programs it is not known."""
+    names: tuple[str, ...] = getattr(model, "row_arguments", ())
+    return names
+
+
+def first_rows(model: Program, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What discovery runs on: some rows, where a network says which arguments have them, so that memory is bounded."""
+    names = row_arguments(model)
+    if not names or len(batch[names[0]]) <= GLANCE:
+        return batch
+    return {name: value[:GLANCE] if name in names else value for name, value in batch.items()}
 
 
 def discover(model: Program, batch: Mapping[str, Any], plate: str) -> Discovery:

@@ -13,7 +13,7 @@ from torch.func import vmap
 from bayesdl._rng import generator
 from bayesdl.density import checks, evaluator, program, sites, terms
 from bayesdl.density.blocks import Step
-from bayesdl.density.discovery import discover, untouched
+from bayesdl.density.discovery import discover, first_rows, row_arguments, untouched
 from bayesdl.density.evaluator import Evaluator, Execution, Wish
 from bayesdl.density.gaussian_part import Coupling, GaussianPart
 from bayesdl.density.program import Program
@@ -25,8 +25,6 @@ Target = Literal["posterior", "joint", "likelihood"]
 
 CHUNK = 256
 """Chains or draws that the handlers evaluate at once where no gradient is taken."""
-GLANCE = 256
-"""Rows of a network's data that show what the program is."""
 
 
 class LogDensity:
@@ -79,13 +77,13 @@ class LogDensity:
             ModelError: the program cannot be used, with the reason and what to write instead.
             DataError: observations lie outside the support of their distribution.
         """
-        glance = _first_rows(model, batch)
+        glance = first_rows(model, batch)
         found = discover(model, glance, data_plate)
         self.model = model
         self.batch: dict[str, Any] = dict(batch)
         self.sites: tuple[Site, ...] = found.sites
         self.observed = found.observed
-        self.n = found.rows if glance is batch else len(batch[_row_arguments(model)[0]])
+        self.n = found.rows if glance is batch else len(batch[row_arguments(model)[0]])
         self.structure = found.structure
         self.temperature = float(temperature)
         self.likelihood_temperature = float(likelihood_temperature)
@@ -490,20 +488,6 @@ class LogDensity:
 
 def _training(model: Any) -> bool:
     return bool(getattr(model, "training", False))
-
-
-def _row_arguments(model: Program) -> tuple[str, ...]:
-    """Arguments that a network says to have a row for each row of the data; of other programs it is not known."""
-    names: tuple[str, ...] = getattr(model, "row_arguments", ())
-    return names
-
-
-def _first_rows(model: Program, batch: Batch) -> Batch:
-    """What discovery runs on: some rows, where a network says which arguments have them, so that memory is bounded."""
-    names = _row_arguments(model)
-    if not names or len(batch[names[0]]) <= GLANCE:
-        return batch
-    return {name: value[:GLANCE] if name in names else value for name, value in batch.items()}
 
 
 def _dtype_and_device(example: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:

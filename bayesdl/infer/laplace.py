@@ -16,12 +16,14 @@ from bayesdl.curvature.spectrum import Block, covariance_of, log_evidence
 from bayesdl.density.log_density import Target
 from bayesdl.errors import MethodError
 from bayesdl.infer import method as check
-from bayesdl.infer.evidence import Tuned, tune
+from bayesdl.infer.evidence import GROUPS, ProfileEvidence
 from bayesdl.infer.lbfgs import LBFGSEngine
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Work
-from bayesdl.infer.optimise import Optimiser
+from bayesdl.infer.online import TuningEngine
+from bayesdl.infer.optimise import SECOND_ORDER, Optimiser
 from bayesdl.infer.starts import start
+from bayesdl.infer.tuning import Tuned, tune
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
@@ -30,6 +32,7 @@ from bayesdl.posterior.problem import Problem
 
 NEWTON = 4  # steps of Newton's method at the end, where the precision is written out
 NEAR = 0.1  # distance from the mode, in standard deviations, at which a tuned prior counts as an interior maximum
+ASIDE = 0.01  # of Newton's step, over which the slope of a smooth density falls by as little
 PREDICTIVES = ("auto", "linearised", "sampled")
 
 
@@ -67,15 +70,21 @@ class Laplace(Optimiser):
         link: how a linearised network's class probabilities are found: "monte_carlo" (draws of the logits; right for
             every covariance), "probit" or "bridge" (closed forms, see ``curvature.links`` for when they are off).
         tune: "prior" multiplies the precision of a Gaussian prior by the number that maximises the evidence, "layers"
-            by one number for each layer; a Gaussian likelihood's unknown noise is set along with it. The evidence is
-            that of modes that are found again for every choice, so its gradient counts how the curvature moves with the
-            mode, and no round may lower it (``infer.evidence``). ``info["interior"]`` is true where that gradient is
-            below 1e-3, no number at its bound, and ``info["mode_distance"]`` below 0.1; where it is not, more
-            ``polish`` may help. Networks with kinks (relu) have modes on them, which no smooth optimiser reaches well.
-            Cost: a search for a mode a round, and some dozen Hessian products for each number.
-        rounds: most changes of the prior.
+            by one number for each layer, "parameters" by one for each weight (automatic relevance determination; needs
+            structure "full", "functional" or "diag"). A Gaussian likelihood's unknown noise is set along with it. The
+            evidence is that of modes that are found again for every choice, so its gradient counts how the curvature
+            moves with the mode, and no round may lower it (``infer.evidence``). ``info["stationary"]`` is true where
+            that gradient is below 1e-3 for every number inside its bounds of 1e8 and 1e-8 times the prior's precision;
+            ``info["at_bound"]`` names those outside, as weights that the data say nothing of are; and
+            ``info["interior"]`` is true if there is none and ``info["mode_distance"]`` is below 0.1. Where it is not,
+            ``info["tuning_ended"]`` says why. Cost: a search for a mode a round, and some dozen Hessian products; with
+            "kron", "ekfac" and "low_rank" so many for each number.
+        rounds: most changes of the prior, each followed by a search for the mode.
+        online_rounds: changes of the prior while the network trains, evenly spaced after a tenth of the steps (Immer et
+            al., 2021): steps up the same gradient, at the weights that training has reached. ``rounds`` follow, and few
+            are left to do; with ``rounds=0`` the prior stays as training left it.
 
-    Source: MacKay (1992); Immer et al. (2021) for networks, who leave the mode's movement out.
+    Source: MacKay (1992, 1994); Immer et al. (2021) for networks, who leave the mode's movement out.
     """
 
     name: ClassVar[str] = "Laplace"
@@ -91,6 +100,7 @@ class Laplace(Optimiser):
     link: str = "monte_carlo"
     tune: str | None = None
     rounds: int = 100
+    online_rounds: int = 0
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -99,15 +109,20 @@ class Laplace(Optimiser):
         check.one_of(self.name, ("auto", "ggn", "fisher", "hessian"), curvature=self.curvature)
         check.one_of(self.name, PREDICTIVES, predictive=self.predictive)
         check.one_of(self.name, LINKS, link=self.link)
-        check.one_of(self.name, (None, "prior", "layers"), tune=self.tune)
-        check.whole(self.name, rank=self.rank, rounds=self.rounds)
-        check.whole(self.name, at_least=0, polish=self.polish)
+        check.one_of(self.name, (None, *GROUPS), tune=self.tune)
+        check.whole(self.name, rank=self.rank)
+        check.whole(self.name, at_least=0, polish=self.polish, rounds=self.rounds, online_rounds=self.online_rounds)
         if not isinstance(self.random, str):  # a list, from a file
             object.__setattr__(self, "random", tuple(self.random))
         if self.curvature == "hessian" and self.structure not in ("auto", "full"):
             raise MethodError(f"{self.name}(curvature='hessian') is written out: structure must be 'full'.")
         if self.tune is not None and (self.temperature, self.likelihood_temperature) != (1, 1):
             raise MethodError(f"{self.name}(tune={self.tune!r}) maximises an evidence, which has temperature 1.")
+        if self.online_rounds and (self.tune is None or self.optimizer in SECOND_ORDER or self.validation is not None):
+            raise MethodError(
+                f"{self.name}(online_rounds={self.online_rounds}) tunes a prior while it trains: it takes a tune=, an "
+                "optimizer that goes step by step (adam, rmsprop, sgd), and no validation=."
+            )
         if self.validation is not None and self.polish:
             raise MethodError(f"{self.name}(validation=...) stops before the mode: it takes polish=0.")
 
@@ -119,16 +134,19 @@ class Laplace(Optimiser):
         choice = choose(problem, self.structure, self.curvature, self.random, self.rank, self.batch_size)
         linearised = choice.network if self.predictive == "auto" else self.predictive == "linearised"
         self._require_link(problem, linearised)
-        z, info = self._mode(problem, run)
-        tuned = Tuned(problem, problem, z, {})
-        if self.tune is not None:
-            tuned = tune(problem, z, choice, run, self.tune == "layers", self.rounds, self.polished)
+        if self.tune is None:
+            z, info = self._mode(problem, run)
+            tuned = Tuned(problem, problem, z, {})
+        else:
+            evidence = ProfileEvidence(problem, choice, run, self.tune, self.polished)
+            numbers, z, info = self._start(evidence, run)
+            tuned = tune(evidence, numbers, z, self.rounds)
         z, blocks, distance = self._refined(tuned.working, tuned.z, choice)
         law = Normal(z, covariance_of(blocks, len(z)))
         info |= choice.info(blocks) | tuned.info
         info |= {"mode_distance": distance, "log_evidence": self._log_evidence(tuned.problem, z, blocks)}
-        if self.tune is not None:  # stationary in the prior means little away from a mode
-            info["interior"] = info["interior"] and distance < NEAR
+        if self.tune is not None and distance >= NEAR:  # stationary in the prior means little away from a mode
+            info |= {"interior": False, "tuning_ended": self._why_no_mode(tuned.working, z, law, distance)}
         if linearised:
             info["link"] = self.link
         kind = LinearisedPosterior if linearised else GaussianPosterior
@@ -152,6 +170,23 @@ class Laplace(Optimiser):
             return self.polished(problem, z[0], run.stage("polish")), info
         z = start(problem, run, 1)[0]
         return self.polished(problem, z, run), {}
+
+    def _start(self, evidence: ProfileEvidence, run: Run) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Where tuning begins, a mode there, and what to tell of the run."""
+        problem = evidence.problem
+        if not self.online_rounds:
+            z, info = self._mode(problem, run)
+            return evidence.first(z), z, info
+        if not (run.init is None or isinstance(run.init, str)):
+            raise MethodError(f"{self.name}(online_rounds={self.online_rounds}) tunes while it trains: no init= then.")
+        engine = TuningEngine(
+            self, problem, run.seed, 1, self.begin(problem, run, 1), None, evidence, self.online_rounds
+        )
+        state = run.drive(engine, engine.density)
+        self._require_all(run)
+        z = engine.result(state)[0]
+        numbers = evidence.joined(state["logs"], z)
+        return numbers, self.polished(evidence.working(numbers), z, run.stage("polish")), engine.report(state)
 
     def polished(self, problem: Problem, z: Tensor, run: Run, spread: Placed | None = None) -> Tensor:
         """``z [D]`` after L-BFGS with all rows, in the units of a Laplace covariance from near by, if there is one."""
@@ -188,6 +223,23 @@ class Laplace(Optimiser):
                 break
             z = z + step
         return z, blocks, math.sqrt(max(square, 0.0))
+
+    def _why_no_mode(self, problem: Problem, z: Tensor, law: Normal, distance: float) -> str:
+        """Whether the mode was missed, or has no gradient that could vanish.
+
+        Where the density is smooth its slope along Newton's step falls over the length of that step; on a kink, as
+        networks of relu units have wherever a unit switches at some row, it jumps at once.
+        """
+        density = problem.density
+        slope = density.value_and_grad(z[None], target=self.target)[1][0]
+        step = law.covariance.times(slope)
+        beyond = density.value_and_grad((z + ASIDE * step)[None], target=self.target)[1][0]
+        if float(beyond @ step) < 0.5 * float(slope @ step):
+            return (
+                "the mode is on a kink of the network (relu, perhaps), where gradients do not vanish: neither that of "
+                "the evidence nor mode_distance says how near a maximum is; smooth activations have no kinks"
+            )
+        return f"the mode is {distance:.2g} standard deviations away: more polish= may reach it"
 
     def _log_evidence(self, problem: Problem, z: Tensor, blocks: list[Block]) -> float:
         """As a density of the raw targets."""

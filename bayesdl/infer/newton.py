@@ -36,7 +36,9 @@ CURVATURES: dict[str, Curvature] = {"newton": hessian_products, "gauss_newton": 
 """What a step divides the gradient by, by the name of the optimiser."""
 
 
-def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+def conjugate_gradients(
+    product: Product, gradient: Tensor, radius: Tensor, most: int = MOST_PRODUCTS, progress: float = PROGRESS
+) -> tuple[Tensor, Tensor]:
     """Minimise ``g . p + p . H p / 2`` over ``|p| <= radius``, for each member (Steihaug, 1983).
 
     Iterations run until the residual is ``ACCURACY`` of the gradient, the edge is reached, or a direction of negative
@@ -46,6 +48,8 @@ def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> t
         product: H times rows, ``[M, D] -> [M, D]``.
         gradient: g, ``[M, D]``.
         radius: ``[M]``.
+        most: products at most.
+        progress: see ``PROGRESS``; 0 for a solution that is as accurate as it can be.
 
     Returns:
         p ``[M, D]``, and how much the quadratic falls, ``[M]``.
@@ -55,7 +59,7 @@ def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> t
     square = _dot(residual, residual)
     goal, active = ACCURACY**2 * square, square > 0
     falls: list[Tensor] = []
-    for k in range(min(MOST_PRODUCTS, 2 * gradient.shape[1])):
+    for k in range(min(most, 2 * gradient.shape[1])):
         if not bool(active.any()):
             break
         curved = product(along)
@@ -74,7 +78,7 @@ def conjugate_gradients(product: Product, gradient: Tensor, radius: Tensor) -> t
         falls.append(-(_dot(gradient, point) + 0.5 * _dot(point, image)))
         last = max(10, k // 10)
         if k >= last:
-            active = active & (falls[-1] - falls[-1 - last] >= last * PROGRESS * falls[-1])
+            active = active & (falls[-1] - falls[-1 - last] >= last * progress * falls[-1])
         along = torch.where(active[:, None], -residual + (fresh / square)[:, None] * along, along)
         square = fresh
     return point, falls[-1] if falls else torch.zeros_like(square)

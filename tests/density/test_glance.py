@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesdl as bdl
-from bayesdl.density.log_density import GLANCE
+from bayesdl.density.discovery import GLANCE
 from bayesdl.errors import DataError
 
 
