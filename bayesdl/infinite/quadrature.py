@@ -274,7 +274,7 @@ class _Evaluate(torch.autograd.Function):
     def forward(ctx: Any, expectation: Expectation, q1: Tensor, q2: Tensor, q12: Tensor) -> Tensor:
         needed = any(ctx.needs_input_grad)
         t1, t2 = (q.double().clamp(min=0).sqrt() for q in (q1, q2))
-        theta = angle(q1.double(), q2.double(), q12.double())[1]
+        theta = angle(q1.double(), q2.double(), q12.double())[2]
         if not theta.numel():
             return torch.zeros_like(q12)
         low, high = float(min(t1.min(), t2.min())), float(max(t1.max(), t2.max()))

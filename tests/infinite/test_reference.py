@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import bayesdl as bdl
 from bayesdl.data import Dataset
 from bayesdl.errors import DataError, ModelError
-from bayesdl.infinite import NNGPKernel, NTKKernel, from_module, kernel
+from bayesdl.infinite import NNGPKernel, NTKKernel, from_module, tiles
 from bayesdl.models import BayesianNetwork, likelihoods, priors
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
@@ -104,7 +104,7 @@ def test_tiles_do_not_change_the_result(index: int, monkeypatch: pytest.MonkeyPa
     name, net, w_b = CASES[index]
     a, k = arrays(name), from_module(net, w_std=w_b[0], b_std=w_b[1])
     whole, own = k.kernels(a["x1"], a["x2"]), k.kernels(a["x1"])
-    monkeypatch.setattr(kernel, "rows_per_tile", lambda layers, x: 3)
+    monkeypatch.setattr(tiles, "tile_shape", lambda layers, x: (3, 3))
     for before, after in zip((*whole, *own), (*k.kernels(a["x1"], a["x2"]), *k.kernels(a["x1"])), strict=True):
         torch.testing.assert_close(before, after, rtol=1e-13, atol=0)
 
