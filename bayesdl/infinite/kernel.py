@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor
 
 from bayesdl.errors import ModelError
+from bayesdl.infinite.forecast import forecast, require_room
 from bayesdl.infinite.inputs import check_inputs, input_covariance
 from bayesdl.infinite.layers import Layer, check_layers, pools, spatial_of
 from bayesdl.infinite.recursion import propagate
 from bayesdl.infinite.tiles import Tiles, variances_of
 
 Parameterisation = Literal["ntk", "standard"]
+LONG = 500  # tiles from which a forecast is logged before the work begins
+LOGGER = logging.getLogger(__name__)
 
 
 class Kernels(NamedTuple):
@@ -49,9 +53,11 @@ def kernels(
     Raises:
         ModelError: the stack has no limit.
         DataError: the inputs do not fit.
+        TooLarge: the matrices exceed this machine's memory; ``forecast`` tells beforehand.
 
     Cost: O(N M (d + layers)) for tables; times the pixels for images without pooling, times their square (up to the
-    last pooling layer) with it. Beyond the results, memory holds one tile of pairs; with gradients, all of them.
+    last pooling layer) with it. Beyond the results, memory holds one tile of pairs and the variances of every input at
+    every nonlinear layer; with gradients, all pairs. A long computation logs its forecast (level INFO).
     """
     layers = check_layers(layers)
     if parameterisation not in ("ntk", "standard"):
@@ -67,7 +73,14 @@ def kernels(
             start = start._replace(ntk=torch.zeros_like(start.q12))
         return propagate(layers, start, *variances_of(layers, x1), standard=standard)
     tiles = Tiles(layers, x1, None if own else x2, ntk, standard)
-    results = tiles.diagonal() if diag else tiles.matrix()
+    if diag:
+        results = tiles.diagonal()
+    else:
+        require_room(len(x1), len(x2), 1 + ntk, x1.dtype)
+        if LOGGER.isEnabledFor(logging.INFO) and sum(1 for _ in tiles) >= LONG:
+            what = forecast(layers, x1, len(x1), None if own else len(x2), ntk=ntk)
+            LOGGER.info("Kernels of %d x %d pairs: %s.", len(x1), len(x2), what)
+        results = tiles.matrix()
     return results[0], results[1] if ntk else None
 
 

@@ -42,6 +42,12 @@ class Tiles:
             for j in range(i if self.x2 is None else 0, count, self.columns):
                 yield slice(i, i + self.rows), slice(j, j + self.columns)
 
+    def entries(self, here: slice, there: slice) -> int:
+        """How many covariances a tile carries through the layers."""
+        pixels = self.x1.shape[2:].numel() if self.spatial else 1
+        rows, columns = (len(range(part.stop)[part]) for part in (here, there))
+        return rows * columns * pixels ** (2 if self.full else 1)
+
     def matrix(self) -> list[Tensor]:
         """The NNGP kernel and, if it is asked for, the NTK, ``[N, M]`` each."""
         other = self.x1 if self.x2 is None else self.x2
