@@ -12,8 +12,9 @@ from bayesdl.infinite.layers import Layer, pools, spatial_of, weighted
 from bayesdl.infinite.recursion import output, through, variance_layers
 from bayesdl.infinite.units import Units, Walk
 
-CELLS = 2**16  # entries of a tile, which a core's cache holds
-RUN = 8  # images beside one, so that shifted pixels are runs of memory that a core adds quickly
+CELLS = 2**18  # entries of a tile, few enough for a core's caches
+RUN = 4  # images beside one, so that shifted pixels are runs of memory that a core adds quickly
+HEAP = 31 * 2**20  # bytes; glibc keeps twice the largest block that was freed, so that tiles use the same pages again
 MOST = 2**20  # entries of a tile where every pair carries the covariances of all its pixels
 
 
@@ -51,6 +52,7 @@ class Tiles:
     def matrix(self) -> list[Tensor]:
         """The NNGP kernel and, if it is asked for, the NTK, ``[N, M]`` each."""
         other = self.x1 if self.x2 is None else self.x2
+        torch.empty(HEAP, dtype=torch.uint8)
         results = [self.x1.new_empty(len(self.x1), len(other)) for _ in range(1 + self.ntk)]
         own, exact = self.alone(self.x1, self.x2 is None)
         theirs = own if self.x2 is None else self.alone(other, False)[0]
@@ -129,6 +131,6 @@ def tile_shape(layers: Sequence[Layer], x: Tensor) -> tuple[int, int]:
     pixels = x.shape[x.dim() - spatial :].numel() if spatial else 1
     if spatial and pools(layers):
         return 1, min(max(RUN, CELLS // pixels**2), max(1, MOST // pixels**2))
-    pairs = max(RUN, 2 * CELLS // pixels)
+    pairs = max(RUN, CELLS // pixels)
     columns = min(pairs, max(64, int(pairs**0.5)))
     return pairs // columns, columns
