@@ -15,7 +15,7 @@ from bayesdl.infinite.inputs import check_inputs
 from bayesdl.infinite.layers import Layer, check_layers
 from bayesdl.infinite.tiles import Tiles
 
-LIVE = 10  # matrices of a tile's size that exist at once
+LIVE = 12  # matrices of a tile's size that exist at once
 GIB = 2**30
 
 
@@ -43,9 +43,7 @@ class KernelForecast:
         )
 
 
-def forecast(
-    layers: Sequence[Layer], x: Tensor, n1: int, n2: int | None = None, *, ntk: bool = True
-) -> KernelForecast:
+def forecast(layers: Sequence[Layer], x: Tensor, n1: int, n2: int | None = None, *, ntk: bool = True) -> KernelForecast:
     """Forecast ``kernels`` of ``n1`` rows with themselves, or with ``n2`` others, from one timed tile.
 
     Args:
@@ -96,7 +94,7 @@ def require_room(n1: int, n2: int, matrices: int, dtype: torch.dtype) -> None:
     need = matrices * n1 * n2 * dtype.itemsize
     if need > memory():
         raise TooLarge(
-            f"{matrices} kernel matri{'x' if matrices == 1 else 'ces'} of {n1:,} x {n2:,} take {need / GIB:,.1f} GiB, and "
-            f"this machine has {memory() / GIB:,.1f}. Take fewer rows or float32, one kernel instead of both, or "
+            f"{matrices} kernel matri{'x' if matrices == 1 else 'ces'} of {n1:,} x {n2:,} take {need / GIB:,.1f} GiB, "
+            f"and this machine has {memory() / GIB:,.1f}. Take fewer rows or float32, one kernel instead of both, or "
             "inducing points."
         )

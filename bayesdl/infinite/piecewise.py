@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bayesdl.infinite.dual import Dual
 
@@ -30,7 +29,7 @@ def angle(q1: Tensor, q2: Tensor, q12: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     product = q1.sqrt() * q2.sqrt()
     cosine = q12 / product.clamp_min(torch.finfo(q12.dtype).tiny)
     sine = torch.rsub(cosine * cosine, 1)
-    sine = functional.threshold_(sine, SNAP * torch.finfo(q12.dtype).eps, 0.0)
+    sine = torch.threshold_(sine, SNAP * torch.finfo(q12.dtype).eps, 0.0)
     sine = sine.rsqrt_().reciprocal()  # a third faster than the root itself, and 0 at 0 too
     return product, sine, torch.atan2(sine, cosine)
 

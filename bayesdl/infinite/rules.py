@@ -109,9 +109,7 @@ def _pool(layer: AvgPool, units: Units) -> Units:
 
 def _normalise(layer: LayerNorm, units: Units, walk: Walk) -> Units:
     dims = tuple(range(units.spatial))
-    first, second = (
-        ((q.mean(dims, keepdim=True) if dims else q) + layer.eps).sqrt() for q in walk.variances(units)
-    )
+    first, second = (((q.mean(dims, keepdim=True) if dims else q) + layer.eps).sqrt() for q in walk.variances(units))
     first, second = _beside(first, second, units)
     return units.map(lambda q: q / (first * second))
 

@@ -83,9 +83,7 @@ class Tiles:
 
     def tile(self, here: slice, there: slice, own: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Tensor]:
         """One tile of both kernels, from the variances of its rows and columns."""
-        known = [
-            (a[..., here].unsqueeze(-1), b[..., there].unsqueeze(-2)) for a, b in zip(own, theirs, strict=True)
-        ]
+        known = [(a[..., here].unsqueeze(-1), b[..., there].unsqueeze(-2)) for a, b in zip(own, theirs, strict=True)]
         other = self.x1 if self.x2 is None else self.x2
         start = cross_covariance(self.x1[here], other[there], spatial=self.spatial, full=self.full)
         return self._end(start, known)
@@ -130,7 +128,7 @@ def tile_shape(layers: Sequence[Layer], x: Tensor) -> tuple[int, int]:
     spatial = spatial_of(layers)
     pixels = x.shape[x.dim() - spatial :].numel() if spatial else 1
     if spatial and pools(layers):
-        return 1, min(max(RUN, CELLS // pixels**2), max(1, MOST // pixels**2))
-    pairs = max(RUN, CELLS // pixels)
+        pixels = pixels**2
+    pairs = max(CELLS // pixels, min(RUN, MOST // pixels), 1)
     columns = min(pairs, max(64, int(pairs**0.5)))
     return pairs // columns, columns

@@ -33,8 +33,8 @@ def window_sums(
     Raises:
         ModelError: the window is larger than the padded image.
     """
-    for along, *shape in zip(axes, window, stride, padding, dilation, strict=True):
-        q = _slide(q, along, *shape)
+    for shape in zip(axes, window, stride, padding, dilation, strict=True):
+        q = _slide(q, *shape)
     return q
 
 

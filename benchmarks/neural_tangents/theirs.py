@@ -24,9 +24,7 @@ else:
     weights = stax.Conv(1, (3, 3), padding="SAME", W_std=W_STD, b_std=B_STD)
     middle = (stax.GlobalAvgPool() if case.kind == "mean" else stax.Flatten(),)
 _, _, kernel = stax.serial(*(weights, activation()) * case.depth, *middle, stax.Dense(1, W_STD, B_STD))
-x, other = (
-    None if part is None else jax.numpy.asarray(np.moveaxis(part, 1, -1)) for part in inputs(case, precision)
-)
+x, other = (None if part is None else jax.numpy.asarray(np.moveaxis(part, 1, -1)) for part in inputs(case, precision))
 program = jax.jit(lambda a, b: tuple(kernel(a, b, ("nngp", "ntk")))).lower(x, other).compile()
 
 
