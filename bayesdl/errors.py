@@ -47,6 +47,10 @@ class MethodError(BayesdlError, ValueError):
     """A setting of a method is out of range, or the method does not apply to this model or data."""
 
 
+class TooLarge(BayesdlError, MemoryError):
+    """A result would not fit into this machine's memory; the message says what it takes."""
+
+
 class Divergence(BayesdlError, RuntimeError):
     """Fitting left the finite numbers; the message says where and what to change."""
 

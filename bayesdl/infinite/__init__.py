@@ -4,6 +4,7 @@ from bayesdl.infinite.convert import from_module
 from bayesdl.infinite.drift import KernelDrift, kernel_alignment, kernel_distance, kernel_drift, width_rate
 from bayesdl.infinite.dynamics import GradientFlow, learning_rate_limit
 from bayesdl.infinite.empirical import empirical_nngp, empirical_ntk, ntk_costs
+from bayesdl.infinite.forecast import KernelForecast
 from bayesdl.infinite.kernel import Kernels, nngp, ntk
 from bayesdl.infinite.kernels import NNGPKernel, NTKKernel
 from bayesdl.infinite.layers import (
@@ -35,6 +36,7 @@ __all__ = [
     "GradientFlow",
     "InfiniteNetwork",
     "KernelDrift",
+    "KernelForecast",
     "Kernels",
     "LayerNorm",
     "LinearisedNetwork",

@@ -1,20 +1,24 @@
-"""Kernel matrices of infinitely wide networks, computed in tiles of bounded memory."""
+"""Kernel matrices of infinitely wide networks."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bayesdl.errors import DataError, ModelError
-from bayesdl.infinite.layers import Conv, Flatten, Layer, check_layers, pools, spatial_of, weighted
-from bayesdl.infinite.rules import Covariance, propagate
+from bayesdl.errors import ModelError
+from bayesdl.infinite.forecast import forecast, require_room
+from bayesdl.infinite.inputs import check_inputs, input_covariance
+from bayesdl.infinite.layers import Layer, check_layers, pools, spatial_of
+from bayesdl.infinite.recursion import propagate
+from bayesdl.infinite.tiles import Tiles, variances_of
 
 Parameterisation = Literal["ntk", "standard"]
-CELLS = 2**17  # entries of a tile, which a core's cache holds
-MATERIAL = 2**23  # entries of a tile where every pair carries the covariances of its pixels
+LONG = 500  # tiles from which a forecast is logged before the work begins
+LOGGER = logging.getLogger(__name__)
 
 
 class Kernels(NamedTuple):
@@ -22,65 +26,6 @@ class Kernels(NamedTuple):
 
     nngp: Tensor
     ntk: Tensor
-
-
-def input_covariance(x1: Tensor, x2: Tensor, diag: bool = False, *, spatial: int = 0, full: bool = False) -> Covariance:
-    """Return the inner products of the inputs divided by their number of features (or channels).
-
-    Args:
-        x1: inputs ``[..., N, d]``, or images ``[..., N, C, *pixels]``.
-        x2: inputs ``[..., M, d]`` or ``[..., M, C, *pixels]``.
-        diag: row-by-row pairs (N = M) instead of all pairs.
-        spatial: number of spatial dimensions.
-        full: between all pairs of pixels instead of equal ones.
-    """
-    if not spatial:
-        d = x1.shape[-1]
-        q1, q2 = x1.square().sum(-1) / d, x2.square().sum(-1) / d
-        if diag:
-            return Covariance(q1, q2, (x1 * x2).sum(-1) / d)
-        return Covariance(q1.unsqueeze(-1), q2.unsqueeze(-2), x1 @ x2.mT / d)
-    pixels = x1.shape[x1.dim() - spatial :]
-    a, b = x1.flatten(-spatial), x2.flatten(-spatial)
-    pair, own = ("p", "p") if not full else ("pq", "pq")
-    second = "q" if full else "p"
-    rows = "...n" if diag else "...nm"
-    cross = torch.einsum(f"...ncp,...{'n' if diag else 'm'}c{second}->{rows}{pair}", a, b)
-    q1, q2 = (torch.einsum(f"...ncp,...nc{second}->...n{own}", z, z) for z in (a, b))
-    if not diag:
-        trailing = len(own)
-        q1, q2 = q1.unsqueeze(-1 - trailing), q2.unsqueeze(-2 - trailing)
-    shape = (*pixels, *pixels) if full else tuple(pixels)
-    size = len(pair)
-    q1, q2, cross = (q.reshape(*q.shape[: q.dim() - size], *shape) / x1.shape[-1 - spatial] for q in (q1, q2, cross))
-    return Covariance(q1, q2, cross, spatial=spatial, full=full)
-
-
-def check_inputs(layers: Sequence[Layer], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inputs as the recursion takes them: images flattened where the network begins so.
-
-    Raises:
-        DataError: wrong number of dimensions, features or channels, different image sizes, NaN or infinite values, or
-            a number format other than float32 and float64.
-    """
-    spatial = spatial_of(layers)
-    if layers and isinstance(layers[0], Flatten) and not spatial:
-        x1, x2 = (x.flatten(1) if x.dim() > 2 else x for x in (x1, x2))
-    need = "[N, d] and [M, d]" if not spatial else f"[N, C, {'pixels' if spatial == 1 else 'H, W'}] twice"
-    if min(x1.dim(), x2.dim()) < 2 + spatial or x1.shape[-1 - spatial :] != x2.shape[-1 - spatial :]:
-        raise DataError(f"The kernel needs inputs {need}; got {list(x1.shape)} and {list(x2.shape)}.")
-    if x1.dtype != x2.dtype or x1.dtype not in (torch.float32, torch.float64):
-        raise DataError(f"The kernel needs inputs in float32 or float64, both alike; got {x1.dtype} and {x2.dtype}.")
-    if not bool(x1.isfinite().all()) or not bool(x2.isfinite().all()):
-        raise DataError("The inputs hold NaN or infinite values; remove those rows.")
-    first = next(weighted(layers), None)
-    if first is not None and first.fan_in is not None:
-        features = first.fan_in // torch.Size(first.window).numel() if isinstance(first, Conv) else first.fan_in
-        if features != x1.shape[-1 - spatial]:
-            raise DataError(
-                f"The network takes {features} features or channels, the inputs have {x1.shape[-1 - spatial]}."
-            )
-    return x1, x2
 
 
 def kernels(
@@ -108,9 +53,11 @@ def kernels(
     Raises:
         ModelError: the stack has no limit.
         DataError: the inputs do not fit.
+        TooLarge: the matrices exceed this machine's memory; ``forecast`` tells beforehand.
 
     Cost: O(N M (d + layers)) for tables; times the pixels for images without pooling, times their square (up to the
-    last pooling layer) with it. Beyond the results, memory holds one tile of pairs; with gradients, all of them.
+    last pooling layer) with it. Beyond the results, memory holds one tile of pairs and the variances of every input at
+    every nonlinear layer; with gradients, all pairs. A long computation logs its forecast (level INFO).
     """
     layers = check_layers(layers)
     if parameterisation not in ("ntk", "standard"):
@@ -118,58 +65,23 @@ def kernels(
     own = x2 is None or x2 is x1
     x1, x2 = check_inputs(layers, x1, x1 if x2 is None else x2)
     standard = parameterisation == "standard"
+    spatial = spatial_of(layers)
     taped = torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad)
-    rows = rows_per_tile(layers, x1)
+    if taped or {x1.dim(), x2.dim()} != {2 + spatial}:
+        start = input_covariance(x1, x2, diag, spatial=spatial, full=spatial > 0 and pools(layers))
+        if ntk:
+            start = start._replace(ntk=torch.zeros_like(start.q12))
+        return propagate(layers, start, *variances_of(layers, x1), standard=standard)
+    tiles = Tiles(layers, x1, None if own else x2, ntk, standard)
     if diag:
-        size = rows**2 if x1.dim() == 2 + spatial_of(layers) and not taped else max(1, len(x1))
-        parts = [_block(layers, a, b, True, ntk, standard) for a, b in zip(x1.split(size), x2.split(size), strict=True)]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]) if ntk else None  # type: ignore[misc]
-    if taped or x1.dim() != 2 + spatial_of(layers) or x2.dim() != x1.dim() or not len(x1) or not len(x2):
-        return _block(layers, x1, x2, False, ntk, standard)
-    results = [x1.new_empty(len(x1), len(x2)) for _ in range(1 + ntk)]
-    for i in range(0, len(x1), rows):
-        for j in range(0, len(x2), rows):
-            if own and j < i:
-                continue
-            here, there = slice(i, i + rows), slice(j, j + rows)
-            block = _block(layers, x1[here], x2[there], False, ntk, standard)
-            for result, part in zip(results, block, strict=False):
-                assert part is not None
-                result[here, there] = part
-                if own and j > i:
-                    result[there, here] = part.T
-        if own:  # the variances without the rounding of the correlations
-            exact = _block(layers, x1[i : i + rows], x1[i : i + rows], True, ntk, standard)
-            for result, part in zip(results, exact, strict=False):
-                assert part is not None
-                result.diagonal()[i : i + rows] = part
+        results = tiles.diagonal()
+    else:
+        require_room(len(x1), len(x2), 1 + ntk, x1.dtype)
+        if LOGGER.isEnabledFor(logging.INFO) and sum(1 for _ in tiles) >= LONG:
+            what = forecast(layers, x1, len(x1), None if own else len(x2), ntk=ntk)
+            LOGGER.info("Kernels of %d x %d pairs: %s.", len(x1), len(x2), what)
+        results = tiles.matrix()
     return results[0], results[1] if ntk else None
-
-
-def rows_per_tile(layers: Sequence[Layer], x: Tensor) -> int:
-    """How many rows of each input a tile holds."""
-    spatial = spatial_of(layers)
-    if not spatial:
-        return int(CELLS**0.5)
-    pixels = x.shape[x.dim() - spatial :].numel()
-    return max(1, int((MATERIAL / 8 / (pixels**2 if pools(layers) else pixels)) ** 0.5))
-
-
-def _block(
-    layers: Sequence[Layer], x1: Tensor, x2: Tensor, diag: bool, ntk: bool, standard: bool
-) -> tuple[Tensor, Tensor | None]:
-    spatial = spatial_of(layers)
-    start = input_covariance(x1, x2, diag, spatial=spatial, full=spatial > 0 and pools(layers))
-    if ntk:
-        start = start._replace(ntk=torch.zeros_like(start.q12))
-    w_var, b_var = (
-        [torch.tensor(sd, dtype=x1.dtype, device=x1.device).square() for sd in sds]
-        for sds in zip(*((layer.w_std, layer.b_std) for layer in weighted(layers)), strict=True)
-    )
-    end = propagate(layers, start, w_var, b_var, standard=standard)
-    if end.spatial:
-        raise ModelError("The network's output is an image; end it with Flatten or a mean over pixels, and Linear.")
-    return end.q12, end.ntk
 
 
 def nngp(layers: Sequence[Layer], x1: Tensor, x2: Tensor | None = None, *, diag: bool = False) -> Tensor:

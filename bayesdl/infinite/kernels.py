@@ -12,9 +12,9 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from bayesdl.errors import ModelError
-from bayesdl.infinite.kernel import input_covariance
+from bayesdl.infinite.inputs import input_covariance
 from bayesdl.infinite.layers import Layer, check_layers, fully_connected, pools, spatial_of, weighted, with_scales
-from bayesdl.infinite.rules import Covariance, propagate
+from bayesdl.infinite.recursion import Covariance, propagate
 
 
 class NetworkKernel(Kernel, ABC):
@@ -102,7 +102,8 @@ class NetworkKernel(Kernel, ABC):
         With ``last_dim_is_batch`` every feature is an input of its own, and a dimension d precedes N.
         """
         if self._spatial:
-            x1, x2 = (x.unflatten(-1, self.input_shape or ()) for x in (x1, x2))
+            lead = torch.broadcast_shapes(self.batch_shape, x1.shape[:-2], x2.shape[:-2])
+            x1, x2 = (x.expand(*lead, *x.shape[-2:]).unflatten(-1, self.input_shape or ()) for x in (x1, x2))
         elif last_dim_is_batch:
             x1, x2 = x1.mT.unsqueeze(-1), x2.mT.unsqueeze(-1)
         # A layer's variance is constant over pairs of rows, and over features where they are batched.
@@ -113,15 +114,15 @@ class NetworkKernel(Kernel, ABC):
         b_var = [v.reshape(*v.shape, *[1] * constant) for v in (next(biases) if b else zero for b in self._biased)]
         full = self._spatial > 0 and pools(self._layers)
         start = self._start(input_covariance(x1, x2, diag, spatial=self._spatial, full=full))
-        return self._value(propagate(self._layers, start, w_var, b_var))
+        return self._value(*propagate(self._layers, start, w_var, b_var))
 
     @abstractmethod
     def _start(self, covariance: Covariance) -> Covariance:
         """The covariance of the inputs, with a tangent kernel where that is wanted."""
 
     @abstractmethod
-    def _value(self, covariance: Covariance) -> Tensor:
-        """The kernel at the output."""
+    def _value(self, nngp: Tensor, ntk: Tensor | None) -> Tensor:
+        """The kernel of the two at the output."""
 
 
 class NNGPKernel(NetworkKernel):
@@ -130,8 +131,8 @@ class NNGPKernel(NetworkKernel):
     def _start(self, covariance: Covariance) -> Covariance:
         return covariance
 
-    def _value(self, covariance: Covariance) -> Tensor:
-        return covariance.q12
+    def _value(self, nngp: Tensor, ntk: Tensor | None) -> Tensor:
+        return nngp
 
 
 class NTKKernel(NetworkKernel):
@@ -140,6 +141,6 @@ class NTKKernel(NetworkKernel):
     def _start(self, covariance: Covariance) -> Covariance:
         return covariance._replace(ntk=torch.zeros_like(covariance.q12))
 
-    def _value(self, covariance: Covariance) -> Tensor:
-        assert covariance.ntk is not None
-        return covariance.ntk
+    def _value(self, nngp: Tensor, ntk: Tensor | None) -> Tensor:
+        assert ntk is not None
+        return ntk

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from bayesdl.infinite.forecast import KernelForecast, forecast
 from bayesdl.infinite.kernel import Kernels, Parameterisation, kernels, nngp, ntk
 from bayesdl.infinite.layers import Layer, check_layers
 
@@ -44,3 +45,7 @@ class InfiniteNetwork(tuple[Layer, ...]):
         value, tangent = kernels(self, x1, x2, diag=diag, parameterisation=self.parameterisation)
         assert tangent is not None
         return Kernels(value, tangent)
+
+    def forecast(self, x: Tensor, n1: int, n2: int | None = None, *, ntk: bool = True) -> KernelForecast:
+        """Time and memory of the kernels of ``n1`` rows like ``x``, with themselves or with ``n2`` others."""
+        return forecast(self, x, n1, n2, ntk=ntk)

@@ -28,9 +28,9 @@ def _rest(q1: Tensor, q2: Tensor, q12: Tensor, h: float) -> tuple[Tensor, Tensor
 class Erf(Dual):
     r"""The dual of ``phi(x) = a erf(b x) + c``; erf itself is (1, 1, 0).
 
-    ``E[erf erf] = (2/pi) arcsin(2 q12 / sqrt((1 + 2 q1)(1 + 2 q2)))``, evaluated as
-    ``arctan2(q12, sqrt(s - q12) sqrt(s + q12))`` with ``s^2 = (1/2 + q1)(1/2 + q2)``;
-    ``E[erf' erf'] = (2/pi) / (sqrt(s - q12) sqrt(s + q12))``.
+    With ``s^2 = (h + q1)(h + q2)``, ``h = 1 / (2 b^2)`` and ``r = q12 / s``, which is always below 1:
+    ``E[phi phi] = a^2 (2/pi) arcsin(r) + c^2``, evaluated as ``arctan2(r, sqrt(1 - r^2))``, and
+    ``E[phi' phi'] = a^2 (2/pi) / (s sqrt(1 - r^2))``.
 
     Source: Williams (1997), Computing with infinite networks, eq. 11.
     """
@@ -53,11 +53,12 @@ class Erf(Dual):
 
     def both(self, q1: Tensor, q2: Tensor, q12: Tensor) -> tuple[Tensor, Tensor]:
         """Both expectations."""
-        q1, q2, q12 = (self.b**2 * q for q in (q1, q2, q12)) if self.b != 1 else (q1, q2, q12)
-        low, high = _rest(q1, q2, q12, 0.5)
-        rest = low * high
-        value = torch.atan2(q12, rest) * (2 / math.pi * self.a**2)
-        return value + self.c**2 if self.c else value, (2 / math.pi * (self.a * self.b) ** 2) / rest
+        h, scale = 0.5 / self.b**2, 2 / math.pi * self.a**2
+        s = (h + q1).sqrt() * (h + q2).sqrt()
+        r = q12 / s
+        steepness = torch.rsub(r * r, 1).clamp(min=torch.finfo(r.dtype).eps).rsqrt()
+        value = torch.atan2(r, steepness.reciprocal()) * scale
+        return value + self.c**2 if self.c else value, steepness * (scale / s)
 
 
 class Wave(Dual):

@@ -8,7 +8,9 @@ import torch
 
 from bayesdl.errors import ModelError
 from bayesdl.infinite.duals import DUALS, FAMILIES, PHI, erf, relu
-from bayesdl.infinite.quadrature import Expectation, Quadrature, Table, integrate
+from bayesdl.infinite.polar import integrate
+from bayesdl.infinite.quadrature import Expectation, Quadrature
+from bayesdl.infinite.table import Table
 
 QUADRATIC = [(1.0, 1.0, 0.3), (3.0, 0.5, 0.4), (0.2, 2.0, -0.5), (1.0, 1.0, 0.0), (4.0, 4.0, 3.9), (1e-3, 5.0, 0.01)]
 

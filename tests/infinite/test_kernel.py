@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bayesdl.errors import DataError, ModelError
 from bayesdl.infinite import Activation, AvgPool, Conv, Dense, Sum, from_module, fully_connected, nngp
 from bayesdl.infinite.layers import layers_from_json, layers_to_json
-from bayesdl.infinite.rules import Covariance, propagate
+from bayesdl.infinite.recursion import Covariance, propagate
 from bayesdl.models import BayesianNetwork, Erf, priors
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
@@ -33,9 +33,10 @@ def test_all_three_entries_of_the_covariance_are_carried() -> None:
     # Freezing the variances at their start's fixed point, as in the analysis of signal propagation, would give 0.853.
     start = Covariance(*(torch.tensor(v, dtype=torch.float64) for v in (3.0, 0.5, 0.4)))
     w, b = torch.tensor(1.5, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
-    end = propagate((Activation("relu"), Dense()) * 3, start, [w] * 3, [b] * 3)
-    assert (end.q12 / (end.q1 * end.q2).sqrt()).item() == pytest.approx(0.728, abs=5e-4)
-    assert end.q1.item() != pytest.approx(end.q2.item(), rel=0.05)
+    pairs = (start, *(Covariance(q, q, q) for q in (start.q1, start.q2)))
+    q12, q1, q2 = (propagate((Activation("relu"), Dense()) * 3, pair, [w] * 3, [b] * 3)[0] for pair in pairs)
+    assert (q12 / (q1 * q2).sqrt()).item() == pytest.approx(0.728, abs=5e-4)
+    assert q1.item() != pytest.approx(q2.item(), rel=0.05)
 
 
 @pytest.mark.parametrize("activation", ["relu", "erf", "linear"])

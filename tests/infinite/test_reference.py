@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import bayesdl as bdl
 from bayesdl.data import Dataset
 from bayesdl.errors import DataError, ModelError
-from bayesdl.infinite import NNGPKernel, NTKKernel, from_module, kernel
+from bayesdl.infinite import NNGPKernel, NTKKernel, from_module
 from bayesdl.models import BayesianNetwork, likelihoods, priors
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "infinite_width.npz")
@@ -97,16 +97,6 @@ def test_quadrature_equals_it_too(name: str) -> None:
     both = k.kernels(a["x1"], a["x2"])
     torch.testing.assert_close(both.nngp, a["nngp"], rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(both.ntk, a["ntk"], rtol=1e-7, atol=1e-8)
-
-
-@pytest.mark.parametrize("index", [1, 7, 8])
-def test_tiles_do_not_change_the_result(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, net, w_b = CASES[index]
-    a, k = arrays(name), from_module(net, w_std=w_b[0], b_std=w_b[1])
-    whole, own = k.kernels(a["x1"], a["x2"]), k.kernels(a["x1"])
-    monkeypatch.setattr(kernel, "rows_per_tile", lambda layers, x: 3)
-    for before, after in zip((*whole, *own), (*k.kernels(a["x1"], a["x2"]), *k.kernels(a["x1"])), strict=True):
-        torch.testing.assert_close(before, after, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("index", [1, 8])
