@@ -333,7 +333,7 @@ def program(x: Tensor, y: Tensor | None = None) -> None:
         (GP(), network("head", outputs=2), "head"),
         (GP(gpytorch.kernels.RBFKernel(ard_num_dims=2)), network(), "3 columns"),
         (GP(gpytorch.kernels.MultitaskKernel(gpytorch.kernels.RBFKernel(), num_tasks=2)), network(), r"\(2, 2\)"),
-        (NNGP(max_rows=39), network(), "40 rows.*GB.*max_rows=39"),
+        (NNGP(solver="cholesky", max_rows=39), network(), "40 rows.*GB.*max_rows=39"),
         (GP(), BayesianNetwork(nn.Linear(3, 1).double(), likelihood=likelihoods.StudentT()), "StudentT"),
         (GP(noise=0.1), BayesianNetwork(nn.Linear(3, 1).double(), likelihood=likelihoods.Bernoulli()), "noise=0.1"),
     ],
