@@ -19,7 +19,8 @@ from bayesdl.infinite.gram import Gram, gram
 from bayesdl.infinite.sites import Factors, as_columns, condition, from_columns, mean_at, shared, whitened
 
 FINE = 1e-8  # relative residual of the weights that make the mean
-COARSE = 1e-4  # of the columns of variances, whose error is of the order of its square
+COARSE = 1e-6  # of the columns of variances, whose error is of the order of its square
+PROBING = 1e-3  # of the probes, whose own scatter is larger
 PROBES = 16  # of the log determinant
 CELLS = 2**23  # numbers of the covariances with the training rows that are held at once
 
@@ -140,7 +141,7 @@ class Iterative(Conditioned):
     def half_log_det(self, seed: int) -> tuple[float, float]:
         """Half of log det B summed over the outputs, estimated, and the standard error."""
         outputs = len(self.a) // len(self.root)
-        value, error = half_log_det(self._gram, self.root, self._preconditioner, PROBES, COARSE, seed)
+        value, error = half_log_det(self._gram, self.root, self._preconditioner, PROBES, PROBING, seed)
         return outputs * value, outputs * error
 
     def moments(self, new: Tensor) -> tuple[Tensor, Tensor]:
