@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import gpytorch
-import torch
 from gpytorch import Module
 from gpytorch.kernels import Kernel
 
@@ -17,8 +16,6 @@ from bayesdl.infer import method as check
 from bayesdl.infinite import structure
 from bayesdl.infinite.convert import from_module
 from bayesdl.infinite.gaussian_process import GaussianProcess
-from bayesdl.infinite.kernels import NNGPKernel
-from bayesdl.infinite.layers import Layer, spatial_of
 from bayesdl.infinite.posterior import flat
 from bayesdl.posterior.problem import Problem
 
@@ -75,19 +72,15 @@ class NNGP(GaussianProcess):
         reason = super().applies_to(density)
         if reason is None:
             try:
-                self._layers(density.model)
+                from_module(density.model, w_std=self.w_std, b_std=self.b_std)
             except ModelError as error:
                 return str(error).rstrip(".")
         return reason
 
     def _prior(self, problem: Problem) -> tuple[Kernel, Module]:
-        layers = self._layers(problem.model)
-        shape = problem.batch[problem.x_name or "x"].shape[1:] if spatial_of(layers) else None
-        kernel = NNGPKernel(layers, input_shape=shape, dtype=torch.float64).double()
+        rows = problem.batch[problem.x_name or "x"]
+        kernel = structure.of_model(problem.model, rows, self.w_std, self.b_std)
         return kernel, gpytorch.means.ZeroMean()
-
-    def _layers(self, model: Any) -> tuple[Layer, ...]:
-        return from_module(model, w_std=self.w_std, b_std=self.b_std)
 
 
 @dataclass(frozen=True)

@@ -212,12 +212,18 @@ class GPPosterior(Posterior):
 
     @classmethod
     def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> GPPosterior:
-        """Rebuild what ``tensors`` wrote; a kernel that is code comes back through ``with_kernel``."""
+        """Rebuild what ``tensors`` wrote.
+
+        A kernel that is code comes back from the model's network where it is of that, else through ``with_kernel``.
+        """
         whole = cls(problem, None, None, tensors["x"], tensors["a"], tensors["b"], info["noise"], info,
                     inducing=tensors.get("inducing"), weights=tensors.get("weights"))  # fmt: skip
         whole._state = {name: value for name, value in tensors.items() if "/" in name}
         if info["structure"] is None:
-            return whole
+            if problem is None or info["method"] != "NNGP":
+                return whole
+            settings, rows = info["settings"], problem.batch[problem.x_name or "x"]
+            return whole.with_kernel(structure.of_model(problem.model, rows, settings["w_std"], settings["b_std"]))
         return whole.with_kernel(*(structure.from_json(info["structure"][name]) for name in ("kernel", "mean")))
 
     def _modules(self) -> tuple[Kernel, Module]:

@@ -384,3 +384,12 @@ def test_a_kernel_that_is_no_covariance_is_refused() -> None:
     x[:, 0] = torch.arange(3)
     with pytest.raises(Divergence, match=r"log evidence is -inf.*covariance function"):
         GP(Indefinite(), fit_kernel=False, noise=0.1).fit(network(), (x, torch.ones(3, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.SiLU])
+def test_kernels_by_quadrature_are_saved_with_their_network(activation: type[nn.Module], tmp_path: Path) -> None:
+    x, y = table(12)
+    posterior = NNGP(fit_kernel=True, steps=2).fit(network(0.3, activation), (x, y))
+    loaded = load(posterior.save(tmp_path / "run"))
+    assert torch.equal(loaded.predict(x).mean, posterior.predict(x).mean)
+    assert torch.equal(loaded.predict(x).variance, posterior.predict(x).variance)
