@@ -9,8 +9,10 @@ reports 92.79% and 97.65% for one subset. The noise variance is 1e-10 (times the
 paper's code. A subset is the first n rows of a permutation of the 60,000 training images by its seed; all 10,000 test
 images are predicted. The mean does not change if kernel and noise are multiplied by one number, and that number is the
 one of highest evidence, mean(y (K + noise)^-1 y). A class has the probability that its output is the largest of the ten
-independent normal outputs. The convolutional network has three layers of 3x3 windows (padded, w^2 = 2, b^2 = 0.1) and a
-dense read-out of all pixels; it was chosen on training images of seeds above 99, before any test image was seen.
+independent normal outputs. The convolutional network sees images
+of 14x14 pixels, means of 2x2, and has a convolution of 5x5 windows with stride 2, relu, one of 3x3, relu, a 3x3 average
+pool with stride 1 and a dense read-out, with w^2 = 2 and b = 0.1; it was chosen on training images in the order of seed
+100, before any test image was seen. It and the dense one are compared on 1,000 test images, the same for all subsets.
 Seconds are processor time of one thread.
 
 Every finished subset is a line of ``nngp_mnist.jsonl``; a second run goes on where the first stopped, and ``--table``
@@ -43,6 +45,7 @@ RESULTS, TABLE = HERE / "nngp_mnist.jsonl", HERE / "nngp_mnist.md"
 SEEDS = range(10)
 NOISE = 1e-10
 BLOCK = 1000  # test images at once
+FEW = 1000  # test images of the comparison with convolutions, whose kernel with pooling is costly
 
 
 class Case(NamedTuple):
@@ -52,6 +55,7 @@ class Case(NamedTuple):
     images: int
     network: InfiniteNetwork
     flat: bool
+    tested: int = 10_000
     goal: str = ""
 
 
@@ -60,20 +64,20 @@ def dense(depth: int, w_var: float, b_var: float) -> InfiniteNetwork:
     return InfiniteNetwork(fully_connected(depth, "relu", math.sqrt(w_var), math.sqrt(b_var)))
 
 
-def convolutional(depth: int, window: int, w_var: float, b_var: float) -> InfiniteNetwork:
-    """Padded convolutions and relu, then a dense read-out; the widths do not matter."""
-    layers: list[nn.Module] = []
-    for k in range(depth):
-        layers += [nn.Conv2d(4 if k else 1, 4, window, padding="same"), nn.ReLU()]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 784, 10))
-    return from_module(net.double(), w_std=math.sqrt(w_var), b_std=math.sqrt(b_var))
+def convolutional() -> InfiniteNetwork:
+    """Two padded convolutions with relu, a pool and a dense read-out, of 14x14 images; the widths do not matter."""
+    first, second = nn.Conv2d(1, 4, 5, stride=2, padding=2), nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(
+        first, nn.ReLU(), second, nn.ReLU(), nn.AvgPool2d(3, stride=1), nn.Flatten(), nn.Linear(100, 10)
+    )
+    return from_module(net.double(), w_std=math.sqrt(2), b_std=0.1)
 
 
 CASES = (
-    Case("dense", 200, dense(20, 1.45, 0.28), True),
-    Case("convolutional", 200, convolutional(3, 3, 2.0, 0.1), False),
-    Case("dense", 1000, dense(20, 1.45, 0.28), True, "92.7"),
-    Case("dense", 10_000, dense(7, 0.61, 0.07), True, "97.6"),
+    Case("dense", 200, dense(20, 1.45, 0.28), True, FEW),
+    Case("convolutional", 200, convolutional(), False, FEW),
+    Case("dense", 1000, dense(20, 1.45, 0.28), True, goal="92.7"),
+    Case("dense", 10_000, dense(7, 0.61, 0.07), True, goal="97.6"),
 )
 
 
@@ -105,7 +109,8 @@ def run(options: argparse.Namespace) -> None:
                 return
             rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: case.images]
             result = {"name": case.name, "images": case.images, "seed": seed}
-            result |= one(case, (train.x[rows], train.y[rows]), (test.x, test.y))
+            new = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: case.tested]
+            result |= one(case, (train.x[rows], train.y[rows]), (test.x[new], test.y[new]))
             append(RESULTS, result)
             print(result, flush=True)
 
@@ -138,10 +143,10 @@ def one(case: Case, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -
 
 
 def scaled(images: Tensor, flat: bool) -> Tensor:
-    """Images divided by their root mean square, as rows or as they are."""
+    """Images divided by their root mean square, as rows, or with every 2x2 pixels replaced by their mean."""
     x = images.double()
     x = x / x.square().mean((1, 2, 3), keepdim=True).sqrt()
-    return x.flatten(1) if flat else x
+    return x.flatten(1) if flat else nn.functional.avg_pool2d(x, 2)
 
 
 def predict(

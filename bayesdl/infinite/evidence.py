@@ -25,6 +25,7 @@ from bayesdl.infinite.inducing import Features, features
 from bayesdl.infinite.sites import Dense, Factors, condition
 from bayesdl.models.positive import PositivePrior
 
+LARGE, WELL = 1000, 1e3  # rows and largest diagonal entry of a factor that is inverted in single precision
 STARTS = (0.03, 0.1, 0.3, 1.0)  # noise levels tried first, in units of the target's standard deviation
 
 
@@ -216,9 +217,23 @@ class Evidence:
 
 def _slopes(factors: Factors) -> Tensor:
     """Return ``d log p / dK``, ``[n, n]``, from one inverse per distinct vector of precisions."""
-    outputs = len(factors.weights) // len(factors.root)
-    slopes = factors.weights.mT @ factors.weights
+    shares = len(factors.weights) // len(factors.root)
+    total: Tensor | None = None
     for root, cholesky in zip(factors.root, factors.cholesky, strict=True):
-        inverse = torch.cholesky_inverse(cholesky)
-        slopes -= outputs * (root.unsqueeze(-1) * inverse * root)
-    return slopes / 2
+        inverse = inverse_of(cholesky).mul_(root).mul_(root.unsqueeze(-1))
+        total = inverse if total is None else total.add_(inverse)
+    assert total is not None
+    return total.addmm_(factors.weights.mT, factors.weights, beta=-shares / 2, alpha=0.5)
+
+
+def inverse_of(cholesky: Tensor) -> Tensor:
+    """Return ``(L L^T)^-1`` in float64.
+
+    Large and well-conditioned matrices are inverted in single precision, which halves the time of a step: from the
+    factor in double precision an inverse loses digits by the condition number of L, the root of the matrix's. B has
+    no eigenvalue below 1, so the largest entry of L's diagonal bounds that, up to a factor. The value of the evidence
+    is not touched; its gradient is off by about 1e-5 of its two terms, where its maximum has a curvature of order n.
+    """
+    if len(cholesky) < LARGE or float(cholesky.diagonal().max()) > WELL:
+        return torch.cholesky_inverse(cholesky)
+    return torch.cholesky_inverse(cholesky.float()).double()

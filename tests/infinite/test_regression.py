@@ -393,3 +393,18 @@ def test_kernels_by_quadrature_are_saved_with_their_network(activation: type[nn.
     loaded = load(posterior.save(tmp_path / "run"))
     assert torch.equal(loaded.predict(x).mean, posterior.predict(x).mean)
     assert torch.equal(loaded.predict(x).variance, posterior.predict(x).variance)
+
+
+def test_gradient_of_many_rows_uses_single_precision_where_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = table(300)
+    process = Process(NNGPKernel(LAYERS, dtype=torch.float64), gpytorch.means.ZeroMean(), x, fitted=True)
+    objective = Evidence(process, torch.stack([y, y.flip(0)]), None, None)
+    for log_noise, error in ((-1.5, 1e-4), (-9.0, 0.0)):  # with little noise the matrix is ill-conditioned
+        z = torch.cat([process.vector, torch.tensor([log_noise], dtype=torch.float64)])
+        monkeypatch.setattr("bayesdl.infinite.evidence.LARGE", 1000)
+        value, whole, _ = objective.evaluate(z, {})
+        monkeypatch.setattr("bayesdl.infinite.evidence.LARGE", 300)
+        same, single, _ = objective.evaluate(z, {})
+        assert same == value
+        assert ((single - whole).abs() <= error * (300 + whole.abs())).all()
+        assert torch.equal(single, whole) == (error == 0)
