@@ -127,7 +127,8 @@ def solve(gram: Gram, root: Tensor, v: Tensor, preconditioner: Preconditioner, t
     near = preconditioner.solve(left)
     direction, power = near, (left * near).sum(1)
     residual = left.norm(dim=1) / scale
-    alphas, betas = [], []
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
     while bool((active := residual > tolerance).any()) and len(alphas) < STEPS:
         image = product(gram, root, direction)
         curvature = (direction * image).sum(1)

@@ -71,8 +71,9 @@ class NNGP(GaussianProcess):
         """Why this method cannot be used on a density, or None if it can."""
         reason = super().applies_to(density)
         if reason is None:
+            model: Any = density.model
             try:
-                from_module(density.model, w_std=self.w_std, b_std=self.b_std)
+                from_module(model, w_std=self.w_std, b_std=self.b_std)
             except ModelError as error:
                 return str(error).rstrip(".")
         return reason
