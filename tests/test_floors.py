@@ -14,6 +14,7 @@ PACKAGE = Path(bayesdl.__file__).parent
 FLOORS = {
     "errors": 0,
     "_rng": 0,
+    "_memory": 0,
     "_distributed": 0,
     "_files": 0,
     "data": 1,

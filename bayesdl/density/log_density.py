@@ -108,6 +108,13 @@ class LogDensity:
         self._no_rows = checks.why_no_rows(found)
         self._no_batches = self._no_rows or checks.why_no_batches(model, glance, found, self.row_names)
 
+    @property
+    def glance(self) -> Batch | None:
+        """A few rows, which tell one program from another; None for all, where they are few or hang together."""
+        if not self.factorised or len(self._glance[self.row_names[0]]) == self.n:
+            return None
+        return {name: self._glance[name] for name in self.row_names}
+
     # -- coordinates -------------------------------------------------------------------------------------------
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import pyro
 import torch
 
 from bayesdl._distributed import Ranks
+from bayesdl._memory import keep_freed_memory
 from bayesdl._rng import derive_seed
 from bayesdl.density import LogDensity
 from bayesdl.errors import MethodError
@@ -140,7 +141,7 @@ class Run:
             ResumeMismatch: the checkpoint belongs to another run.
             FileError: the checkpoint is damaged.
         """
-        _keep_freed_memory()
+        keep_freed_memory()
         self.tally.watch(density)
         before = self.tally.gradients
         checkpoint = self.checkpoint.of(self.ranks) if self.checkpoint else None
@@ -199,9 +200,9 @@ class Run:
 
     def fingerprint(self, density: LogDensity) -> Fingerprint:
         """What must be the same for a checkpoint to be resumed: run, model, machine set-up; JSON values."""
-        # A gradient and not a value alone: the first one settles which execution path the density takes.
-        point = torch.full((1, density.dim), 0.1, dtype=density.dtype, device=density.device)
-        probe = float(density.value_and_grad(point, target="joint")[0])
+        # A gradient and not a value alone: the first one settles which execution path the density takes. Small values,
+        # for a deep network of equal weights multiplies them layer by layer.
+        probe = float(density.value_and_grad(0.1 * density.prior_scale[None], density.glance, target="joint")[0])
         fields = {
             **self.identity,
             "seed": self.seed,
@@ -228,13 +229,3 @@ def _positions(state: State) -> dict[str, torch.Tensor]:
 def _rewind(state: State, positions: dict[str, torch.Tensor]) -> None:
     for name, position in positions.items():
         state[name].set_state(position)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what a step frees, for the next step.
-
-    glibc hands freed blocks above a threshold back to the system, which hands them out again page by page: a fifth of
-    the time of ten networks side by side. The threshold rises to the largest block that was ever freed, up to 32 MiB
-    (mallopt(3)). The block is never touched, so it costs no memory; other C libraries take no notice.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)

@@ -23,6 +23,7 @@ from bayesdl.infinite.methods import GP, NNGP
 from bayesdl.infinite.monte_carlo import MonteCarloKernel, monte_carlo_kernel
 from bayesdl.infinite.network import InfiniteNetwork
 from bayesdl.infinite.posterior import GPPosterior
+from bayesdl.infinite.psd import GramCheck, is_psd_on
 
 __all__ = [
     "GP",
@@ -34,6 +35,7 @@ __all__ = [
     "Flatten",
     "GPPosterior",
     "GradientFlow",
+    "GramCheck",
     "InfiniteNetwork",
     "KernelDrift",
     "KernelForecast",
@@ -49,6 +51,7 @@ __all__ = [
     "empirical_ntk",
     "from_module",
     "fully_connected",
+    "is_psd_on",
     "kernel_alignment",
     "kernel_distance",
     "kernel_drift",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from gpytorch.constraints import Positive
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from bayesdl.errors import ModelError
+from bayesdl.errors import DataError, ModelError
 from bayesdl.infinite.inputs import input_covariance
 from bayesdl.infinite.layers import Layer, check_layers, fully_connected, pools, spatial_of, weighted, with_scales
 from bayesdl.infinite.recursion import Covariance, propagate
@@ -99,8 +100,13 @@ class NetworkKernel(Kernel, ABC):
     ) -> Tensor:
         """Return ``[..., N, M]`` from ``x1 [..., N, d]`` and ``x2 [..., M, d]``; ``[..., N]`` with ``diag``.
 
+        Raises:
+            DataError: NaN or infinite values, half precision, or images of another size.
+
         With ``last_dim_is_batch`` every feature is an input of its own, and a dimension d precedes N.
         """
+        for x in (x1, x2):
+            self._check(x)
         if self._spatial:
             lead = torch.broadcast_shapes(self.batch_shape, x1.shape[:-2], x2.shape[:-2])
             x1, x2 = (x.expand(*lead, *x.shape[-2:]).unflatten(-1, self.input_shape or ()) for x in (x1, x2))
@@ -115,6 +121,14 @@ class NetworkKernel(Kernel, ABC):
         full = self._spatial > 0 and pools(self._layers)
         start = self._start(input_covariance(x1, x2, diag, spatial=self._spatial, full=full))
         return self._value(*propagate(self._layers, start, w_var, b_var))
+
+    def _check(self, x: Tensor) -> None:
+        if x.dtype not in (torch.float32, torch.float64):
+            raise DataError(f"The kernel needs inputs in float32 or float64; got {x.dtype}.")
+        if not bool(x.isfinite().all()):
+            raise DataError("The inputs hold NaN or infinite values; remove those rows.")
+        if self._spatial and x.shape[-1] != math.prod(self.input_shape or ()):
+            raise DataError(f"A row holds {x.shape[-1]} numbers, an image of input_shape={self.input_shape} another.")
 
     @abstractmethod
     def _start(self, covariance: Covariance) -> Covariance:

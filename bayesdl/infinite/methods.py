@@ -3,149 +3,25 @@
 from __future__ import annotations
 
 import copy
-import math
-from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import gpytorch
-import torch
 from gpytorch import Module
 from gpytorch.kernels import Kernel
-from torch import Tensor
 
 from bayesdl.density import LogDensity
 from bayesdl.errors import MethodError, ModelError
 from bayesdl.infer import method as check
-from bayesdl.infer.loop import Run
-from bayesdl.infer.method import Method, Work
 from bayesdl.infinite import structure
 from bayesdl.infinite.convert import from_module
-from bayesdl.infinite.evidence import Evidence, Process, log_evidence
-from bayesdl.infinite.kernels import NNGPKernel
-from bayesdl.infinite.layers import Layer, spatial_of
-from bayesdl.infinite.maximise import Maximise
-from bayesdl.infinite.posterior import GPPosterior, flat
-from bayesdl.infinite.variational import Bound, SiteUpdates, bernoulli_expectation, categorical_expectation
-from bayesdl.models import BayesianNetwork
-from bayesdl.models.likelihoods import Bernoulli, Categorical, Gaussian
-from bayesdl.models.positive import PositivePrior
-from bayesdl.posterior.base import Posterior
+from bayesdl.infinite.gaussian_process import GaussianProcess
+from bayesdl.infinite.posterior import flat
 from bayesdl.posterior.problem import Problem
 
 
 @dataclass(frozen=True)
-class _GaussianProcess(Method):
-    """What GP and NNGP share; their difference is where kernel and mean come from."""
-
-    tempered: ClassVar[bool] = False
-    takes_prior: ClassVar[bool] = False
-
-    noise: float | None = field(default=None, kw_only=True)
-    steps: int = field(default=100, kw_only=True)
-    max_rows: int = field(default=5000, kw_only=True)
-    fit_kernel: bool = field(default=True, kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        check.whole(self.name, steps=self.steps, max_rows=self.max_rows)
-        if self.noise is not None:
-            check.positive(self.name, noise=self.noise)
-        if self.likelihood_temperature != 1:
-            raise MethodError(f"{self.name}: likelihood_temperature={self.likelihood_temperature!r} must be 1 here.")
-
-    @abstractmethod
-    def _prior(self, problem: Problem) -> tuple[Kernel, Module]:
-        """Kernel and mean, in float64, that the fit may change."""
-
-    def applies_to(self, density: LogDensity) -> str | None:
-        """Why this method cannot be used on a density, or None if it can."""
-        model = density.model
-        if not isinstance(model, BayesianNetwork):
-            return "a Gaussian process needs a BayesianNetwork, whose likelihood it takes; a program has no such part"
-        likelihood = model.likelihood
-        if type(likelihood) not in (Gaussian, Bernoulli, Categorical):
-            return f"the likelihood must be Gaussian, Bernoulli or Categorical, and it is {type(likelihood).__name__}"
-        if isinstance(likelihood, Gaussian) and likelihood.noise == "head":
-            return "the noise is an output of the network (noise='head'); a Gaussian process needs one noise level"
-        if self.noise is not None and not isinstance(likelihood, Gaussian):
-            return f"noise={self.noise} means nothing to {type(likelihood).__name__}"
-        return None
-
-    def work(self, problem: Problem) -> Work:
-        """No gradients of the density: kernel matrices and their factors."""
-        return Work(note=f"{problem.n}^3 operations a factorisation, about {_gigabytes(problem.n, problem):.2f} GB")
-
-    def _fit(self, problem: Problem, run: Run) -> Posterior:
-        if run.init is not None:
-            raise MethodError(f"{self.name} has no weights to start from: leave init=None.")
-        x = flat(problem.batch[problem.x_name or "x"])
-        self._check_rows(len(x), problem)
-        kernel, mean = self._prior(problem)
-        process = Process(kernel, mean, x, self.fit_kernel)
-        regression = isinstance(problem.model.likelihood, Gaussian)
-        a, b, noise, info = (self._regress if regression else self._classify)(problem, run, process)
-        for parameter in (*kernel.parameters(), *mean.parameters()):
-            parameter.requires_grad_(False)
-        info |= {
-            "noise": noise,
-            "hyperparameters": structure.hyperparameters(kernel) | structure.hyperparameters(mean),
-            "structure": structure.storable(kernel, mean, x[:20]),
-        }
-        return GPPosterior(problem, kernel, mean, x, a, b, noise, info)
-
-    def _check_rows(self, n: int, problem: Problem) -> None:
-        if n > self.max_rows:
-            raise MethodError(
-                f"{self.name} on {n} rows needs about {_gigabytes(n, problem):.1f} GB for its kernel matrices and "
-                f"{n**3 / 1e9:,.0f} billion multiplications a factorisation. The limit is max_rows={self.max_rows}: "
-                "raise it, fit on some of the rows, or take a method with mini-batches such as SGLD or MeanFieldVI."
-            )
-
-    def _regress(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, float, dict[str, Any]]:
-        """Fit noise and hyperparameters; the sites then hold the data exactly."""
-        stated = problem.model.likelihood.noise if self.noise is None else self.noise
-        prior = stated if isinstance(stated, PositivePrior) else None
-        fixed = float(stated) if isinstance(stated, (int, float)) else None
-        y = problem.batch[problem.y_name or "y"].to("cpu", torch.float64)
-        y = y.unsqueeze(0) if y.dim() == 1 else y.T
-        objective = Evidence(process, y, fixed, prior)
-        state = run.drive(Maximise(objective, self.steps), problem.density)
-        process.assign(state["z"][: len(process.vector)])
-        noise = objective.noise_at(state["z"])
-        with torch.no_grad():
-            mean, covariance = process.prior()
-            evidence = log_evidence(y - mean, covariance, torch.tensor(noise, dtype=torch.float64))
-        a, b = (y - mean) / noise**2, torch.full_like(y, noise**-2)
-        raw = float(evidence) - y.numel() * float(problem.scaler.y_scale.log())
-        return a, b, noise, {"log_evidence": raw, "evidence": "exact", "converged": bool(state["converged"])}
-
-    def _classify(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, None, dict[str, Any]]:
-        """Fit the hyperparameters if asked for, then the sites."""
-        y = problem.batch[problem.y_name or "y"].to("cpu")
-        outputs = _outputs(problem)
-        expectation = (
-            bernoulli_expectation(y)
-            if isinstance(problem.model.likelihood, Bernoulli)
-            else categorical_expectation(y, outputs)
-        )
-        sites, converged = None, True
-        if process.parameters:
-            engine = Maximise(Bound(process, outputs, expectation), self.steps)
-            found = run.stage("hyperparameters").drive(engine, problem.density)
-            process.assign(found["z"])
-            sites, converged = (found["a"], found["b"]), bool(found["converged"])
-        with torch.no_grad():
-            mean, covariance = process.prior()
-            state = run.drive(SiteUpdates(mean, covariance, outputs, expectation, sites), problem.density)
-        converged = converged and bool(state["stopped"])
-        info = {"log_evidence": state["bound"], "evidence": "lower bound", "converged": converged}
-        return state["a"], state["b"], None, info
-
-
-@dataclass(frozen=True)
-class NNGP(_GaussianProcess):
+class NNGP(GaussianProcess):
     r"""The network as it becomes when its hidden layers grow infinitely wide: a Gaussian process.
 
     The kernel is read off the model's net and Gaussian prior, so the finite and the infinite network are one model.
@@ -159,7 +35,20 @@ class NNGP(_GaussianProcess):
         noise: standard deviation of Gaussian noise in the units of the standardised target. By default the
             likelihood's own: fixed where that is a number, else the one of highest evidence (times its prior, if any).
         steps: most optimiser steps on noise and kernel.
-        max_rows: most training rows; the cost is O(n^3).
+        solver: "cholesky" (n^3 operations), "cg" (preconditioned conjugate gradients: n^2 operations an iteration, of
+            which a mean takes some dozen, and predictive variances as many for every row; Gaussian and Dirichlet
+            likelihoods), or "auto": Cholesky up to max_rows rows.
+        inducing: so many inducing points, the rows of largest conditional variance, instead of all rows: n m^2
+            operations (Titsias, 2009; for classes Adam et al., 2021). All rows give the exact posterior.
+        dirichlet: for classes, the small parameter alpha of the Dirichlet likelihood (0.01 is common), by which
+            classification is regression (Milios et al., 2018); by default the variational posterior.
+        max_rows: most training rows of a Cholesky factorisation. Where conjugate gradients have more, noise and kernel
+            are fitted to so many random rows.
+        memory: gigabytes that conjugate gradients may keep of the kernel matrix; beyond, it is computed anew at every
+            iteration.
+
+    ``info`` has the residual "cg_residual" of the mean's equations with the steps "cg_steps" it took, and the standard
+    error "evidence_se" of the log evidence, which conjugate gradients estimate.
 
     Source: Lee et al. (2018), Deep neural networks as Gaussian processes.
     """
@@ -182,24 +71,21 @@ class NNGP(_GaussianProcess):
         """Why this method cannot be used on a density, or None if it can."""
         reason = super().applies_to(density)
         if reason is None:
+            model: Any = density.model
             try:
-                self._layers(density.model)
+                from_module(model, w_std=self.w_std, b_std=self.b_std)
             except ModelError as error:
                 return str(error).rstrip(".")
         return reason
 
     def _prior(self, problem: Problem) -> tuple[Kernel, Module]:
-        layers = self._layers(problem.model)
-        shape = problem.batch[problem.x_name or "x"].shape[1:] if spatial_of(layers) else None
-        kernel = NNGPKernel(layers, input_shape=shape, dtype=torch.float64).double()
+        rows = problem.batch[problem.x_name or "x"]
+        kernel = structure.of_model(problem.model, rows, self.w_std, self.b_std)
         return kernel, gpytorch.means.ZeroMean()
-
-    def _layers(self, model: Any) -> tuple[Layer, ...]:
-        return from_module(model, w_std=self.w_std, b_std=self.b_std)
 
 
 @dataclass(frozen=True)
-class GP(_GaussianProcess):
+class GP(GaussianProcess):
     """Gaussian-process regression or classification with any GPyTorch kernel; of the model only the likelihood counts.
 
     Args:
@@ -209,7 +95,11 @@ class GP(_GaussianProcess):
             registered on them; otherwise they stay as given.
         noise: see ``NNGP``.
         steps: see ``NNGP``.
+        solver: see ``NNGP``.
+        inducing: see ``NNGP``.
+        dirichlet: see ``NNGP``.
         max_rows: see ``NNGP``.
+        memory: see ``NNGP``.
 
     Source: Rasmussen and Williams (2006), Gaussian processes for machine learning, ch. 2 and 5.
     """
@@ -249,15 +139,3 @@ class GP(_GaussianProcess):
         if (shape, center) != ((1, 1), (1,)):
             raise MethodError(f"GP(kernel=...): for one row the kernel gives shape {shape}, it must give (1, 1).")
         return kernel, mean
-
-
-def _gigabytes(n: int, problem: Problem) -> float:
-    """Memory of the float64 matrices ``[n, n]`` that a fit holds."""
-    return 8 * n**2 * (3 + 2 * _outputs(problem)) / 1e9
-
-
-def _outputs(problem: Problem) -> int:
-    """How many latent functions: the network's outputs."""
-    row = problem.batch[problem.x_name or "x"][:1]
-    with torch.no_grad():
-        return math.prod(problem.model.net(row).shape[1:])

@@ -16,7 +16,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 from bayesdl._rng import derive_seed, generator
 from bayesdl.errors import MethodError, ModelMismatch, ModelRequired
 from bayesdl.infinite import structure
-from bayesdl.infinite.sites import Factors, condition, mean_at, moments, whitened
+from bayesdl.infinite.conditioned import Conditioned, Exact, Inducing, Iterative
 from bayesdl.infinite.variational import normal_points
 from bayesdl.models.likelihoods import Bernoulli, Gaussian
 from bayesdl.posterior.base import Posterior
@@ -39,6 +39,7 @@ class GPPosterior(Posterior):
         a: ``[C, n]`` for C latent functions.
         b: ``[C, n]``.
         noise: standard deviation of the Gaussian noise in model units; None for classes.
+        inducing: ``[m, d]`` inducing points; None if the posterior is that of all rows.
         kernel: the GPyTorch kernel; None if it is the user's code and the posterior was loaded without it.
         mean: the GPyTorch mean; None likewise.
         info: beside what every method reports: "log_evidence" and whether it is "exact" or a "lower bound",
@@ -49,12 +50,16 @@ class GPPosterior(Posterior):
 
     def __init__(
         self, problem: Problem | None, kernel: Kernel | None, mean: Module | None,
-        x: Tensor, a: Tensor, b: Tensor, noise: float | None, info: dict[str, Any],
+        x: Tensor, a: Tensor, b: Tensor, noise: float | None, info: dict[str, Any], *,
+        inducing: Tensor | None = None, weights: Tensor | None = None, ready: Conditioned | None = None,
     ) -> None:  # fmt: skip
         super().__init__(problem, info)
         self.kernel, self.mean = kernel, mean
         self.x, self.a, self.b, self.noise = x.detach(), a.detach(), b.detach(), noise
+        self.inducing, self._weights = inducing, weights
         self._state: dict[str, Tensor] = {}
+        if ready is not None:
+            self._conditioned = ready
 
     def __repr__(self) -> str:
         """Method, rows and latent functions."""
@@ -147,19 +152,17 @@ class GPPosterior(Posterior):
             raise MethodError(
                 f"functions(x): a joint draw at {len(rows)} rows is too large; give at most {JOINT} rows."
             )
-        kernel, prior_mean = self._modules()
+        prior_mean = self._modules()[1]
         with torch.no_grad():
-            cross = kernel(self.x, rows).to_dense()
-            reduction = whitened(cross, self._factors)
-            covariance = kernel(rows).to_dense() - reduction.mT @ reduction
+            g, covariance = self._conditioned.joint(rows)
             values, vectors = torch.linalg.eigh(covariance)
             root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
             source = generator(seed, "GP", "functions")
             noise = torch.randn(n, *covariance.shape[:-1], 1, generator=source, dtype=torch.float64)
-            draws = prior_mean(rows) + mean_at(cross, self._factors) + (root @ noise).squeeze(-1)
+            draws = self._latent(prior_mean(rows) + g + (root @ noise).squeeze(-1))
         scaler = self.problem.scaler
         result = draws * float(scaler.y_scale) + float(scaler.y_mean) if self.noise is not None else draws
-        return result.squeeze(1) if len(self.a) == 1 else result.movedim(1, -1)
+        return result.squeeze(1) if result.shape[1] == 1 else result.movedim(1, -1)
 
     def to_gpytorch(self) -> gpytorch.models.ExactGP:
         """Return the regression as a GPyTorch ``ExactGP`` with its likelihood, in model units, in evaluation mode.
@@ -192,22 +195,35 @@ class GPPosterior(Posterior):
                 module.load_state_dict(_part(self._state, name))
             except RuntimeError as error:
                 raise ModelMismatch(f"The {name} is not the one that was fitted: {error}") from None
-        return GPPosterior(self._problem, given["kernel"], given["mean"], self.x, self.a, self.b, self.noise, self.info)
+        return GPPosterior(self._problem, given["kernel"], given["mean"], self.x, self.a, self.b, self.noise, self.info,
+                           inducing=self.inducing, weights=self._weights)  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """Training inputs, sites, and the state of kernel and mean."""
         kernel, mean = self._modules()
         parts = {f"{name}/{key}": value for name, module in (("kernel", kernel), ("mean", mean))
                  for key, value in module.state_dict().items()}  # fmt: skip
+        if self.inducing is not None:
+            parts["inducing"] = self.inducing
+        if self.info.get("solver") == "cg":
+            conditioned = self.__dict__.get("_conditioned")
+            parts["weights"] = self._weights if conditioned is None else conditioned.weights
         return {"x": self.x, "a": self.a, "b": self.b, **parts}
 
     @classmethod
     def restore(cls, problem: Problem | None, tensors: dict[str, Tensor], info: dict[str, Any]) -> GPPosterior:
-        """Rebuild what ``tensors`` wrote; a kernel that is code comes back through ``with_kernel``."""
-        whole = cls(problem, None, None, tensors["x"], tensors["a"], tensors["b"], info["noise"], info)
+        """Rebuild what ``tensors`` wrote.
+
+        A kernel that is code comes back from the model's network where it is of that, else through ``with_kernel``.
+        """
+        whole = cls(problem, None, None, tensors["x"], tensors["a"], tensors["b"], info["noise"], info,
+                    inducing=tensors.get("inducing"), weights=tensors.get("weights"))  # fmt: skip
         whole._state = {name: value for name, value in tensors.items() if "/" in name}
         if info["structure"] is None:
-            return whole
+            if problem is None or info["method"] != "NNGP":
+                return whole
+            settings, rows = info["settings"], problem.batch[problem.x_name or "x"]
+            return whole.with_kernel(structure.of_model(problem.model, rows, settings["w_std"], settings["b_std"]))
         return whole.with_kernel(*(structure.from_json(info["structure"][name]) for name in ("kernel", "mean")))
 
     def _modules(self) -> tuple[Kernel, Module]:
@@ -219,9 +235,13 @@ class GPPosterior(Posterior):
         return self.kernel, self.mean
 
     @cached_property
-    def _factors(self) -> Factors:
-        with torch.no_grad():
-            return condition(self._modules()[0](self.x).to_dense(), self.a, self.b)
+    def _conditioned(self) -> Conditioned:
+        parts = (self._modules()[0], self.x, self.a, self.b)
+        if self.inducing is not None:
+            return Inducing(*parts, self.inducing)
+        if self.info.get("solver") == "cg":
+            return Iterative(*parts, weights=self._weights, memory=self.info["settings"]["memory"])
+        return Exact(*parts)
 
     def _inputs(self, x: Any) -> Tensor:
         return self._flat(self.problem.inputs(x))
@@ -232,18 +252,22 @@ class GPPosterior(Posterior):
 
     def _moments(self, rows: Tensor, batch_size: int | None) -> tuple[Tensor, Tensor]:
         """Means and variances of the latent functions, ``[C, N]``."""
-        kernel, prior_mean = self._modules()
-        size = ROWS if batch_size is None else batch_size
+        prior_mean = self._modules()[1]
+        size = min(ROWS, self._conditioned.rows) if batch_size is None else batch_size
         if size < 1:
             raise MethodError(f"batch_size={batch_size} must be at least 1.")
         parts = []
         with torch.no_grad():
             for part in rows.split(size):
-                cross, diagonal = kernel(self.x, part).to_dense(), kernel(part, diag=True)
-                g, variance = moments(cross, diagonal, self._factors)
+                g, variance = self._conditioned.moments(part)
                 parts.append((prior_mean(part) + g, variance))
         means, variances = zip(*parts, strict=True)
         return torch.cat(means, -1), torch.cat(variances, -1)
+
+    def _latent(self, f: Tensor) -> Tensor:
+        """Latent functions ``[S, C, N]``; of two classes, where each has one, the difference, a logit ``[S, 1, N]``."""
+        binary = isinstance(self.problem.model.likelihood, Bernoulli) and f.shape[1] == 2
+        return f[:, 1:] - f[:, :1] if binary else f
 
     def _at_draws(self, mean: Tensor, variance: Tensor, draws: int, seed: int) -> Distribution:
         """The target's distribution at draws of the latent functions with moments ``[C, N]``, batch shape ``[S, N]``.
@@ -251,7 +275,7 @@ class GPPosterior(Posterior):
         The same standard normal points serve every row, so that a row's prediction does not depend on its batch.
         """
         points = normal_points(draws, len(mean), derive_seed(seed, "GP", "predict") % 2**31)
-        f = mean.T + variance.T.sqrt() * points.unsqueeze(1)
+        f = self._latent((mean.T + variance.T.sqrt() * points.unsqueeze(1)).mT).mT
         single = f.squeeze(-1) if f.shape[-1] == 1 else f
         likelihood = self.problem.model.likelihood
         if isinstance(likelihood, Gaussian):

@@ -21,14 +21,49 @@ from bayesdl.errors import MethodError
 
 
 class Factors(NamedTuple):
-    """What predictions need of the training rows, for C outputs and n rows."""
+    """What predictions need of the training rows, for C outputs and n rows.
+
+    S is 1 where all outputs have the same precisions, and so one factor serves them, else C.
+    """
 
     root: Tensor
-    """``[C, n]`` sqrt(b)."""
+    """``[S, n]`` sqrt(b)."""
     cholesky: Tensor
-    """``[C, n, n]`` lower factor of B."""
+    """``[S, n, n]`` lower factor of B."""
     weights: Tensor
     """``[C, n]`` such that the posterior mean of g at x is ``k(x)^T weights``."""
+
+    @property
+    def half_log_det(self) -> Tensor:
+        """Half of log det B, summed over the outputs."""
+        logs = self.cholesky.diagonal(dim1=-2, dim2=-1).log().sum()
+        return logs * (len(self.weights) // len(self.root))
+
+
+class AtRows(NamedTuple):
+    """The posterior of g at the training rows, where g is what the sites act on."""
+
+    mean: Tensor
+    """``[C, n]``."""
+    variance: Tensor
+    """``[C, n]``."""
+    half_log_det: Tensor
+    """Half of log det B, summed over the outputs."""
+
+
+def shared(b: Tensor) -> Tensor:
+    """Return ``b [C, n]`` as ``[1, n]`` where all outputs have the same precisions, else as it is."""
+    return b[:1] if torch.equal(b, b[:1].expand_as(b)) else b
+
+
+def as_columns(v: Tensor, systems: int) -> Tensor:
+    """Return ``v [C, n]`` as right-hand sides: ``[1, n, C]`` of one system or ``[C, n, 1]`` of C systems."""
+    return v.mT.unsqueeze(0) if systems == 1 else v.unsqueeze(-1)
+
+
+def from_columns(v: Tensor) -> Tensor:
+    """The inverse of ``as_columns``."""
+    return v.squeeze(0).mT if len(v) == 1 else v.squeeze(-1)
 
 
 def condition(covariance: Tensor, a: Tensor, b: Tensor) -> Factors:
@@ -42,18 +77,18 @@ def condition(covariance: Tensor, a: Tensor, b: Tensor) -> Factors:
     Raises:
         MethodError: B has no Cholesky factor in float64: K is not positive semi-definite, or not finite.
 
-    Cost: C n^3 / 3 operations, 8 C n^2 bytes.
+    Cost: S n^3 / 3 operations, 8 S n^2 bytes, with S = 1 where the outputs have the same precisions.
     """
-    root = b.sqrt()
+    root = shared(b).sqrt()
     matrix = root.unsqueeze(-1) * covariance * root.unsqueeze(-2)
-    matrix = matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1)
     cholesky, info = torch.linalg.cholesky_ex(matrix)
     if bool((info != 0).any()):
         raise MethodError(
             "The kernel matrix of the training rows is not positive semi-definite in float64. Either the kernel is no "
             "covariance function, its values overflow (scale the inputs), or the noise is too small beside them."
         )
-    solved = torch.cholesky_solve((a / root).unsqueeze(-1), cholesky).squeeze(-1)
+    solved = from_columns(torch.cholesky_solve(as_columns(a / root, len(root)), cholesky))
     return Factors(root, cholesky, root * solved)
 
 
@@ -63,7 +98,7 @@ def mean_at(cross: Tensor, factors: Factors) -> Tensor:
 
 
 def whitened(cross: Tensor, factors: Factors) -> Tensor:
-    """Return V ``[C, n, N]`` with ``V^T V`` the reduction of the prior covariance by the data (n^2 N operations)."""
+    """Return V ``[S, n, N]`` with ``V^T V`` the reduction of the prior covariance by the data (n^2 N operations)."""
     scaled = factors.root.unsqueeze(-1) * cross
     return torch.linalg.solve_triangular(factors.cholesky, scaled, upper=False)
 
@@ -76,17 +111,38 @@ def moments(cross: Tensor, diagonal: Tensor, factors: Factors) -> tuple[Tensor, 
         diagonal: ``[N]`` prior variances of the new rows.
         factors: from ``condition``.
     """
+    mean = mean_at(cross, factors)
     reduction = whitened(cross, factors).square().sum(-2)
-    return mean_at(cross, factors), (diagonal - reduction).clamp(min=0)
+    return mean, (diagonal - reduction).clamp(min=0).expand_as(mean)
 
 
-def log_normaliser(mean: Tensor, a: Tensor, factors: Factors) -> Tensor:
+class Dense(NamedTuple):
+    """A prior over the function at the training rows by its covariance matrix."""
+
+    covariance: Tensor
+    """``[n, n]``."""
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The prior variances, ``[n]``."""
+        return self.covariance.diagonal()
+
+    @property
+    def left(self) -> Tensor:
+        """The part of them that the sites do not act on: none, ``[n]``."""
+        return torch.zeros_like(self.diagonal)
+
+    def at(self, a: Tensor, b: Tensor) -> AtRows:
+        """Condition on sites ``[C, n]``: about 4 S n^3 / 3 operations."""
+        factors = condition(self.covariance, a, b)
+        return AtRows(*moments(self.covariance, self.diagonal, factors), factors.half_log_det)
+
+
+def log_normaliser(a: Tensor, at: AtRows) -> Tensor:
     """Return log of the integral of ``N(g | 0, K) prod exp(a g - b g^2 / 2)``, summed over outputs.
 
     Args:
-        mean: ``[C, n]`` posterior mean of g at the training rows.
         a: ``[C, n]``.
-        factors: from ``condition``.
+        at: the posterior with those sites.
     """
-    log_det = factors.cholesky.diagonal(dim1=-2, dim2=-1).log().sum()
-    return 0.5 * (a * mean).sum() - log_det
+    return 0.5 * (a * at.mean).sum() - at.half_log_det

@@ -13,8 +13,9 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from bayesdl.errors import FileError
+from bayesdl.infinite.convert import from_module
 from bayesdl.infinite.kernels import NetworkKernel, NNGPKernel, NTKKernel
-from bayesdl.infinite.layers import layers_from_json, layers_to_json
+from bayesdl.infinite.layers import layers_from_json, layers_to_json, spatial_of
 
 # Constructor settings that are attributes under the same name; everything else must be at its default.
 _SETTINGS: dict[type[Module], tuple[str, ...]] = {
@@ -68,6 +69,23 @@ def from_json(value: Mapping[str, Any]) -> Module:
         return kind(*parts, **settings).double()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FileError(f"The file's description of a kernel is damaged: {error!r}.") from error
+
+
+def of_model(model: Any, rows: Tensor, w_std: float | None, b_std: float | None) -> NNGPKernel:
+    """Return the kernel of a model's network, in float64.
+
+    Args:
+        model: a ``BayesianNetwork``.
+        rows: ``[N, ...]`` of its inputs.
+        w_std: of all layers; by default as the model's prior says.
+        b_std: likewise.
+
+    Raises:
+        ModelError: the network has no limit.
+    """
+    layers = from_module(model, w_std=w_std, b_std=b_std)
+    shape = rows.shape[1:] if spatial_of(layers) else None
+    return NNGPKernel(layers, input_shape=shape, dtype=torch.float64).double()
 
 
 def storable(kernel: Kernel, mean: Module, x: Tensor) -> dict[str, Any] | None:

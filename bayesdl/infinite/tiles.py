@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from bayesdl._memory import keep_freed_memory
 from bayesdl.infinite.inputs import cross_covariance, own_covariance
 from bayesdl.infinite.layers import Layer, pools, spatial_of, weighted
 from bayesdl.infinite.recursion import output, through, variance_layers
@@ -14,7 +15,6 @@ from bayesdl.infinite.units import Units, Walk
 
 CELLS = 2**18  # entries of a tile, few enough for a core's caches
 RUN = 4  # images beside one, so that shifted pixels are runs of memory that a core adds quickly
-HEAP = 31 * 2**20  # bytes; glibc keeps twice the largest block that was freed, so that tiles use the same pages again
 MOST = 2**20  # entries of a tile where every pair carries the covariances of all its pixels
 
 
@@ -52,7 +52,7 @@ class Tiles:
     def matrix(self) -> list[Tensor]:
         """The NNGP kernel and, if it is asked for, the NTK, ``[N, M]`` each."""
         other = self.x1 if self.x2 is None else self.x2
-        torch.empty(HEAP, dtype=torch.uint8)
+        keep_freed_memory()
         results = [self.x1.new_empty(len(self.x1), len(other)) for _ in range(1 + self.ntk)]
         own, exact = self.alone(self.x1, self.x2 is None)
         theirs = own if self.x2 is None else self.alone(other, False)[0]

@@ -14,7 +14,8 @@ from bayesdl.errors import Divergence, MethodError
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Engine
 from bayesdl.infinite.evidence import Process
-from bayesdl.infinite.sites import Factors, condition, log_normaliser, moments
+from bayesdl.infinite.inducing import Features
+from bayesdl.infinite.sites import Dense, log_normaliser
 
 NODES = 256  # of the one-dimensional expectations
 POINTS = 256  # quasi-Monte-Carlo points of the expectations over several classes
@@ -94,22 +95,25 @@ class Bounded(NamedTuple):
     """``[C, n]``."""
 
 
-def bounded(mean: Tensor, covariance: Tensor, a: Tensor, b: Tensor, expectation: Expectation) -> Bounded:
+def bounded(mean: Tensor, prior: Dense | Features, a: Tensor, b: Tensor, expectation: Expectation) -> Bounded:
     """Evaluate the bound at sites, and the next ones (Khan and Lin, 2017, Conjugate-computation VI, eq. 9 and 10).
+
+    With inducing points the sites act on the function's projection on them, which is what the KL divergence is of
+    (Adam et al., 2021, Dual parameterization of sparse variational Gaussian processes); the likelihood sees all of it.
 
     Args:
         mean: ``[n]`` prior mean.
-        covariance: ``[n, n]`` prior covariance.
+        prior: of the function at the training rows.
         a: ``[C, n]``.
         b: ``[C, n]``.
         expectation: of the likelihood.
 
-    Cost: about 4 C n^3 / 3 operations.
+    Cost: about 4 C n^3 / 3 operations; 2 C n m^2 with m inducing points.
     """
-    factors: Factors = condition(covariance, a, b)
-    g, variance = moments(covariance, covariance.diagonal(), factors)
-    value, slope, precision = expectation(mean + g, variance)
-    bound = value.sum() - (a * g - 0.5 * b * (g.square() + variance)).sum() + log_normaliser(g, a, factors)
+    at = prior.at(a, b)
+    g = at.mean
+    value, slope, precision = expectation(mean + g, at.variance + prior.left)
+    bound = value.sum() - (a * g - 0.5 * b * (g.square() + at.variance)).sum() + log_normaliser(a, at)
     precision = precision.clamp(min=SMALLEST)
     # The softmax does not see a shift common to all classes, whose best value is 0, but the sites, one per class, damp
     # its decay to a crawl; so it is taken out.
@@ -117,10 +121,10 @@ def bounded(mean: Tensor, covariance: Tensor, a: Tensor, b: Tensor, expectation:
     return Bounded(a, b, bound, slope + precision * seen, precision)
 
 
-def first_sites(mean: Tensor, covariance: Tensor, classes: int, expectation: Expectation) -> tuple[Tensor, Tensor]:
+def first_sites(mean: Tensor, prior: Dense | Features, classes: int, expectation: Expectation) -> tuple[Tensor, Tensor]:
     """Return the sites that match the likelihood's expectations under the prior, ``[C, n]`` each."""
     zero = mean.new_zeros(classes, len(mean))
-    _, slope, precision = expectation(mean + zero, covariance.diagonal() + zero)
+    _, slope, precision = expectation(mean + zero, prior.diagonal + zero)
     return slope, precision.clamp(min=SMALLEST)
 
 
@@ -131,10 +135,10 @@ class SiteUpdates(Engine):
     """
 
     def __init__(
-        self, mean: Tensor, covariance: Tensor, outputs: int, expectation: Expectation,
+        self, mean: Tensor, prior: Dense | Features, outputs: int, expectation: Expectation,
         sites: tuple[Tensor, Tensor] | None = None, total: int = 100, tolerance: float = 1e-5,
     ) -> None:  # fmt: skip
-        self.mean, self.covariance, self.outputs, self.expectation = mean, covariance, outputs, expectation
+        self.mean, self.prior, self.outputs, self.expectation = mean, prior, outputs, expectation
         self.sites, self.total, self.tolerance, self.label = sites, total, tolerance, "variational sites"
 
     def init(self) -> State:
@@ -143,8 +147,8 @@ class SiteUpdates(Engine):
         Raises:
             Divergence: it is not finite.
         """
-        sites = self.sites or first_sites(self.mean, self.covariance, self.outputs, self.expectation)
-        state = self._state(bounded(self.mean, self.covariance, *sites, self.expectation), 1.0)
+        sites = self.sites or first_sites(self.mean, self.prior, self.outputs, self.expectation)
+        state = self._state(bounded(self.mean, self.prior, *sites, self.expectation), 1.0)
         if not math.isfinite(state["bound"]):
             raise Divergence("The evidence bound is not finite at the start; scale the inputs or change the kernel.")
         return state
@@ -162,7 +166,7 @@ class SiteUpdates(Engine):
         rate = state["rate"]
         a = torch.lerp(state["a"], state["target_a"], rate)
         b = torch.lerp(state["b"], state["target_b"], rate)
-        new = self._state(bounded(self.mean, self.covariance, a, b, self.expectation), rate)
+        new = self._state(bounded(self.mean, self.prior, a, b, self.expectation), rate)
         if not new["bound"] >= state["bound"] - SLACK:
             return {**state, "rate": rate / 2, "stopped": rate < 1e-3}
         return {**new, "stopped": abs(new["bound"] - state["bound"]) < self.tolerance}
@@ -196,12 +200,12 @@ class Bound:
         """Value and gradient, and the sites as the next evaluation's start."""
         self.process.assign(z)
         sites = (warm["a"], warm["b"]) if warm else None
-        mean, covariance = self.process.prior()
+        mean, prior = self.process.prior()
         try:
             with torch.no_grad():
-                state = SiteUpdates(mean, covariance, self.outputs, self.expectation, sites).run()
+                state = SiteUpdates(mean, prior, self.outputs, self.expectation, sites).run()
         except (Divergence, MethodError):  # the line search turns back
             return -math.inf, torch.zeros_like(z), {}
         a, b = state["a"], state["b"]
-        value = bounded(mean, covariance, a, b, self.expectation).bound + self.process.log_hyperprior()
-        return value.item(), self.process.gradient(value, []), {"a": a, "b": b}
+        value = bounded(mean, prior, a, b, self.expectation).bound + self.process.log_hyperprior()
+        return value.item(), self.process.gradient(value), {"a": a, "b": b}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayesdl.infinite import GP, NNGP, NNGPKernel, fully_connected, nngp
 from bayesdl.infinite.evidence import Process
+from bayesdl.infinite.sites import Dense
 from bayesdl.infinite.variational import Bound, SiteUpdates, bernoulli_expectation, categorical_expectation
 from bayesdl.models import BayesianNetwork, Erf, likelihoods, priors
 from bayesdl.posterior import load
@@ -59,7 +60,7 @@ def test_sites_are_a_stationary_point_of_the_bound() -> None:
     x, y = moons(30)
     kernel = nngp(LAYERS, x)
     zero = torch.zeros(30, dtype=torch.float64)
-    state = SiteUpdates(zero, kernel, 1, bernoulli_expectation(y), tolerance=1e-12).run()
+    state = SiteUpdates(zero, Dense(kernel), 1, bernoulli_expectation(y), tolerance=1e-12).run()
     torch.testing.assert_close(state["a"], state["target_a"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(state["b"], state["target_b"], rtol=1e-5, atol=1e-6)
 
@@ -154,8 +155,8 @@ def test_two_classes_by_softmax_agree_with_the_logistic_of_twice_the_variance() 
     kernel = nngp(LAYERS, x)
     zero = torch.zeros(40, dtype=torch.float64)
     # f_1 - f_0 has twice the variance of each; a factorised Gaussian cannot represent all of their dependence
-    softmax = SiteUpdates(zero, kernel, 2, categorical_expectation(y, 2)).run()
-    logistic = SiteUpdates(zero, 2 * kernel, 1, bernoulli_expectation(y)).run()
+    softmax = SiteUpdates(zero, Dense(kernel), 2, categorical_expectation(y, 2)).run()
+    logistic = SiteUpdates(zero, Dense(2 * kernel), 1, bernoulli_expectation(y)).run()
     assert softmax["bound"] < logistic["bound"] + 0.05
     assert softmax["bound"] > logistic["bound"] - 3
 

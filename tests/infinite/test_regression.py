@@ -333,7 +333,7 @@ def program(x: Tensor, y: Tensor | None = None) -> None:
         (GP(), network("head", outputs=2), "head"),
         (GP(gpytorch.kernels.RBFKernel(ard_num_dims=2)), network(), "3 columns"),
         (GP(gpytorch.kernels.MultitaskKernel(gpytorch.kernels.RBFKernel(), num_tasks=2)), network(), r"\(2, 2\)"),
-        (NNGP(max_rows=39), network(), "40 rows.*GB.*max_rows=39"),
+        (NNGP(solver="cholesky", max_rows=39), network(), "40 rows.*GB.*max_rows=39"),
         (GP(), BayesianNetwork(nn.Linear(3, 1).double(), likelihood=likelihoods.StudentT()), "StudentT"),
         (GP(noise=0.1), BayesianNetwork(nn.Linear(3, 1).double(), likelihood=likelihoods.Bernoulli()), "noise=0.1"),
     ],
@@ -384,3 +384,27 @@ def test_a_kernel_that_is_no_covariance_is_refused() -> None:
     x[:, 0] = torch.arange(3)
     with pytest.raises(Divergence, match=r"log evidence is -inf.*covariance function"):
         GP(Indefinite(), fit_kernel=False, noise=0.1).fit(network(), (x, torch.ones(3, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.SiLU])
+def test_kernels_by_quadrature_are_saved_with_their_network(activation: type[nn.Module], tmp_path: Path) -> None:
+    x, y = table(12)
+    posterior = NNGP(fit_kernel=True, steps=2).fit(network(0.3, activation), (x, y))
+    loaded = load(posterior.save(tmp_path / "run"))
+    assert torch.equal(loaded.predict(x).mean, posterior.predict(x).mean)
+    assert torch.equal(loaded.predict(x).variance, posterior.predict(x).variance)
+
+
+def test_gradient_of_many_rows_uses_single_precision_where_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = table(300)
+    process = Process(NNGPKernel(LAYERS, dtype=torch.float64), gpytorch.means.ZeroMean(), x, fitted=True)
+    objective = Evidence(process, torch.stack([y, y.flip(0)]), None, None)
+    for log_noise, error in ((-1.5, 1e-4), (-9.0, 0.0)):  # with little noise the matrix is ill-conditioned
+        z = torch.cat([process.vector, torch.tensor([log_noise], dtype=torch.float64)])
+        monkeypatch.setattr("bayesdl.infinite.evidence.LARGE", 1000)
+        value, whole, _ = objective.evaluate(z, {})
+        monkeypatch.setattr("bayesdl.infinite.evidence.LARGE", 300)
+        same, single, _ = objective.evaluate(z, {})
+        assert same == value
+        assert ((single - whole).abs() <= error * (300 + whole.abs())).all()
+        assert torch.equal(single, whole) == (error == 0)
