@@ -30,6 +30,8 @@ from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.problem import Problem
 
 OBJECTIVES = get_args(Objective)
+VALIDATION = 0.1
+"""Of the prior's rows, by which the training of its mean ends: what has learnt them by heart certifies nothing."""
 MEMORY = 0.98
 """Of the running mean of the risk, from which the bound's slopes are taken."""
 
@@ -42,9 +44,9 @@ class PACBayes(Method):
     which lies in [0, 1], and KL(q || prior) in closed form. Densities of real targets are taken in units of the
     standardised target, and cut at 10 from above. The certificate itself is of the loss that ``certify`` is asked for.
 
-    The prior is a Gaussian whose mean a network found that was trained (``MAP``) on the prior's rows alone, which are
-    also those of the scaler; the posterior is trained on all rows, and ``certify`` counts the others. Without rows for
-    it (``prior_fraction=None``) its mean is the network's random initialisation, and no row may have shaped the
+    The prior is a Gaussian around a network that was trained (``MAP``, stopped early) on the prior's rows alone, which
+    are also those of the scaler; the posterior is trained on all rows, and ``certify`` counts the others. Without rows
+    for it (``prior_fraction=None``) its mean is the network's random initialisation, and no row may have shaped the
     scaler either: pass a pair ``(x, y)`` in units that were fixed in advance. With ``prior=`` it is that posterior.
     Several fits may be compared by ``certify([...])``, at its price of delta over their number.
 
@@ -76,10 +78,10 @@ class PACBayes(Method):
     delta: float = 0.025
     p_min: float = 1e-5
     steps: int = 2000
-    prior_steps: int = 1000
+    prior_steps: int = 2000
     batch_size: int | None = None
     learning_rate: float | Schedule = 0.005
-    prior_learning_rate: float | Schedule = 0.01
+    prior_learning_rate: float | Schedule = 0.02
     samples: int = 1
     estimator: str | None = None
 
@@ -159,7 +161,12 @@ class PACBayes(Method):
             early = problem.restrict(problem.rows.isin(problem.prior_rows).nonzero().flatten())
             stage = run.stage("prior")
             stage.init = run.init
-            trainer = MAP(steps=self.prior_steps, batch_size=self.batch_size, learning_rate=self.prior_learning_rate)
+            trainer = MAP(
+                steps=self.prior_steps,
+                batch_size=self.batch_size,
+                learning_rate=self.prior_learning_rate,
+                validation=VALIDATION if early.n * VALIDATION >= 1 else None,
+            )
             found, told = trainer.optimise(early, stage, members=1)
             if run.tally.interrupted:
                 raise run.too_early("the prior was learnt")
