@@ -72,8 +72,8 @@ def betting_upper(losses: Values, *, delta: Values) -> Values:
     minimises :math:`(\log(1 / \delta) / n + \sigma^2 \psi(b)) / b` with :math:`\psi(b) = -\log(1 - b) - b` and
     :math:`\sigma = \hat\sigma_{i-1} / (1 - \hat\mu_{i-1})`, hence
     :math:`b = 1 - 1 / w, \; w - 1 - \log w = \log(1 / \delta) / (n \sigma^2)`. Any such choice gives a valid bound;
-    this one is within a few percent of ``chernoff_upper`` for 0-1 losses and of the limit :math:`\log(1 / \delta) / n`
-    (an event that never showed) for losses that hardly vary.
+    this one is within a few percent of ``chernoff_upper`` for 0-1 losses and of the limit
+    :math:`(1 - \mu) \log(1 / \delta) / n` (a loss of 1 that never showed) for losses that hardly vary.
 
     The capital grows with m, so the sup is found by halving. For 0-1 losses the exact ``clopper_pearson_upper`` is
     tighter. The bound depends a little on the order of the losses, which must not depend on their values (no sorting).
