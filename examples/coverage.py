@@ -14,8 +14,8 @@ lucky nobody counted. With delta / 20 for each, that one holds too.
 A loose bound always holds, so the second panel shows what the bounds cost: their mean distance from the truth, against
 the number of losses. Where losses are 0 or 1 the binomial tail is exact and nothing beats it. Where they hardly vary,
 bounds that know only the range pay 1 / sqrt(n) and those that see the variance pay 1 / n. Only a variance
-that is known leads below the dotted line: a loss of 1 that comes with probability log(1 / delta) / n stays away from all
-n draws with probability delta, and who does not know of it cannot exclude it.
+that is known leads below the dotted line: a loss of 1 that comes with probability log(1 / delta) / n stays away from
+all n draws with probability delta, and who does not know of it cannot exclude it.
 """
 
 from __future__ import annotations
