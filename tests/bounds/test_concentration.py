@@ -79,10 +79,10 @@ def test_mcdiarmid_with_equal_differences_is_hoeffding() -> None:
 
 
 def test_union_and_intersection_are_rounded_to_the_safe_side() -> None:
-    p = [0.1] * 7
-    exact = 7 * mp.mpf(0.1)
-    assert exact <= union_bound(p) <= exact * (1 + mp.mpf("1e-15"))
-    assert intersection_lower(p) <= 1 - exact <= intersection_lower(p) + mp.mpf("1e-15")
+    for p in np.random.default_rng(0).uniform(0, 0.1, (50, 7)):
+        exact = mp.fsum(map(mp.mpf, p.tolist()))
+        assert exact <= union_bound(p) <= exact * (1 + mp.mpf("1e-15"))
+        assert intersection_lower(p) <= 1 - exact <= intersection_lower(p) + mp.mpf("1e-15")
     assert union_bound([0.5, 0.5, 1e-30]) == 1.0
     assert intersection_lower([0.25, 0.5]) == 0.25
     assert intersection_lower([0.9, 0.9]) == 0.0
@@ -127,6 +127,15 @@ def test_betting_bounds_solve_their_equation(n: int, law: str) -> None:
         assert betting_capital(losses, mp.mpf(upper) * (1 - near), delta, True) < goal
         assert lower == 0 or betting_capital(losses, mp.mpf(lower), delta, False) >= goal
         assert betting_capital(losses, max(mp.mpf(lower) * (1 + near), near), delta, False) < goal
+
+
+def test_betting_is_rounded_outwards() -> None:
+    losses = np.random.default_rng(6).uniform(size=(60, 30))
+    upper, lower = betting_upper(losses, delta=0.3), betting_lower(losses, delta=0.3)
+    goal = mp.log(1 / mp.mpf(0.3))
+    for x, high, low in zip(losses, upper.tolist(), lower.tolist(), strict=True):
+        assert high == 1 or betting_capital(x, high, 0.3, True) >= goal
+        assert low == 0 or betting_capital(x, low, 0.3, False) >= goal
 
 
 def test_betting_moves_as_it_must_and_takes_many_sets_at_once() -> None:
