@@ -83,7 +83,7 @@ FORMULAS = {
     "log_growth": lambda m, dimension: sauer(m, dimension),
     "vc_deviation": lambda dimension, n, delta: sqrt(8 * (sauer(2 * n, dimension) + log(4 / delta)) / n),
     "vapnik_deviation": lambda dimension, n, delta: (
-        sqrt((sauer(2 * n, dimension) + log(4 / delta)) / n) + 1 / mp.mpf(n)
+        sqrt((n + 1) * (sauer(2 * n, dimension) + log(4 / delta))) / n + 1 / n
     ),
     "vc_tail": lambda epsilon, dimension, n: 8 * mp.exp(sauer(n, dimension) - n * epsilon**2 / 32),
     "massart": lambda log_size, n: sqrt(2 * log_size / n),

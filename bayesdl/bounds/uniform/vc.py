@@ -89,15 +89,21 @@ def vc_deviation(*, dimension: Values, n: Values, delta: Values) -> Values:
 
 
 def vapnik_deviation(*, dimension: Values, n: Values, delta: Values, growth: Growth = "sum") -> Values:
-    r"""Vapnik's refinement, with 1 instead of 8 and a small addition.
+    r"""Vapnik's refinement, with nearly 1 instead of 8 and a small addition.
 
-    .. math:: \sup_{f \in F} |\hat R(f) - R(f)| \le \sqrt{\frac{\log \Pi(2 n) + \log(4 / \delta)}{n}} + \frac1n
+    .. math:: \sup_{f \in F} |\hat R(f) - R(f)| \le
+        \sqrt{\frac{n + 1}{n} \cdot \frac{\log \Pi(2 n) + \log(4 / \delta)}{n}} + \frac1n
         \quad \text{with probability at least } 1 - \delta
 
-    Textbooks have twice its root as the excess risk of the member that fits best,
+    A second sample of n rows takes the place of the true risk (the median of a binomial lies within 1 of its mean:
+    2 and 1 / n), and for each of the :math:`\Pi(2 n)` labellings Serfling's inequality for sampling without
+    replacement bounds the difference of the two halves (2 and (n + 1) / n).
+
+    Textbooks leave out the last two terms and have twice the root as the excess risk of the member that fits best,
     :math:`2 \sqrt{(V (\log(2n / V) + 1) + \log(4 / \delta)) / n}`. That expression needs 2 n >= V (below, the radicand
     becomes negative); here 2^(2n) takes the place of the power, and the value exceeds 1, as it should.
-    Assumptions as for ``vc_deviation``. Source: Vapnik (1998), "Statistical Learning Theory", Theorem 4.1.
+    Assumptions as for ``vc_deviation``. Source: Vapnik (1998), "Statistical Learning Theory", chapter 4; Serfling
+    (1974), "Probability inequalities for the sum in sampling without replacement", Corollary 1.1.
 
     Args:
         dimension: VC dimension of the class, a whole number.
@@ -111,9 +117,9 @@ def vapnik_deviation(*, dimension: Values, n: Values, delta: Values, growth: Gro
     Raises:
         CertificateError: When an argument is NaN or outside its domain.
     """
-    root = up(np.sqrt(_per_row(dimension, n, delta, growth)), 8 * EPS)
+    complexity = _per_row(dimension, n, delta, growth)
     (n_,) = arrays(n=n)
-    return like(up(root + 1 / n_), dimension, n, delta)
+    return like(up(np.sqrt((n_ + 1) / n_ * complexity) + 1 / n_, 16 * EPS), dimension, n, delta)
 
 
 def _per_row(dimension: Values, n: Values, delta: Values, growth: Growth) -> Array:

@@ -45,7 +45,7 @@ def relu_network(widths: Sequence[int]) -> int:
 
     with L layers of k_i units, the last one the output; W parameters, W_i of them in the layers up to i.
     Source: Bartlett, Harvey, Liaw and Mehrabian (2019), "Nearly-tight VC-dimension and pseudodimension bounds for
-    piecewise linear neural networks", JMLR 20, Theorem 7 (one breakpoint, degree one).
+    piecewise linear neural networks", JMLR 20, the main upper bound (one breakpoint, degree one).
 
     Args:
         widths: Inputs, hidden units of each layer, outputs: ``[784, 600, 600, 1]``. At least 3 units in all; one
@@ -72,7 +72,7 @@ def relu_orders(*, parameters: float, layers: float) -> tuple[float, float]:
     r"""The orders :math:`p L \log(p / L)` and :math:`p L \log p` between which the VC dimension of ReLU networks lies.
 
     Up to constants that are not in them: some network has at least the order of the first, all have at most the order
-    of the second. Source: Bartlett et al. (2019), Theorems 3 and 7.
+    of the second. Source: Bartlett et al. (2019), the main lower and upper bounds.
 
     Args:
         parameters: Number p of weights and biases.
