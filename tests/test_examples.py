@@ -95,6 +95,19 @@ def continual(result: Result) -> None:
     assert min(everything) > 0.8
 
 
+def coverage(result: Result) -> None:
+    for law, row in result["rates"].items():
+        for name, rate in row.items():
+            if name == "best of 20, delta each" or (name == "central limit theorem" and "between" not in law):
+                assert rate > 0.08, (law, name)
+            elif name != "central limit theorem":
+                assert rate < 0.05 + 4 * (0.05 * 0.95 / 500) ** 0.5, (law, name)
+    narrow = result["slack"]["between 0.29 and 0.31"]
+    assert narrow["betting"][-1] < 0.2 * narrow["Chernoff, kl"][-1]
+    wrong = result["slack"]["errors, 1 in 16"]
+    assert wrong["binomial tail"][-1] == min(row[-1] for row in wrong.values())
+
+
 def counts(result: Result) -> None:
     for period, average, tolerance in (("1851-1880", 3.3, 0.35), ("1900-1961", 0.903, 0.15)):
         assert result[period]["average"] == pytest.approx(average, abs=1e-3)
@@ -260,6 +273,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "certificate": certificate,
     "continual_digits": continual,
     "counts": counts,
+    "coverage": coverage,
     "demo": demo,
     "eight_schools": funnel,
     "foreign_images": foreign_images,

@@ -1,16 +1,24 @@
 """Certificates: upper bounds on the expected loss on new rows, that hold with a stated probability.
 
-``certify`` makes one from a posterior and data; every inequality behind it is also a plain function of numbers.
+``certify`` makes one from a posterior and data; every inequality behind it is also a plain function of numbers:
+``concentration`` for one predictor, ``uniform`` for all of a class, ``pac_bayes`` for a distribution over predictors.
 """
 
 from __future__ import annotations
 
+from bayesdl.bounds import concentration, uniform
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.certify import certify
 from bayesdl.bounds.concentration import (
+    bernstein,
+    betting_lower,
+    betting_upper,
     binary_kl,
+    chernoff_lower,
     chernoff_upper,
+    clopper_pearson_lower,
     clopper_pearson_upper,
+    empirical_bernstein,
     hoeffding,
     kl_inverse_lower,
     kl_inverse_upper,
@@ -23,15 +31,23 @@ __all__ = [
     "IntervalMiss",
     "Loss",
     "ZeroOne",
+    "bernstein",
+    "betting_lower",
+    "betting_upper",
     "binary_kl",
     "bounded",
     "certify",
+    "chernoff_lower",
     "chernoff_upper",
+    "clopper_pearson_lower",
     "clopper_pearson_upper",
+    "concentration",
+    "empirical_bernstein",
     "hoeffding",
     "kl_divergence_gaussian",
     "kl_inverse_lower",
     "kl_inverse_upper",
     "mcallester",
     "pac_bayes_kl",
+    "uniform",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import overload
 
 import numpy as np
 import torch
@@ -66,11 +67,32 @@ def require_count(name: str, value: Array, least: int) -> None:
     require(ok, name, f"a whole number of at least {least}", value)
 
 
-def up(value: Array, relative: float = 4 * EPS) -> Array:
+def up(value: Array, relative: float | Array = 4 * EPS) -> Array:
     """A non-negative value rounded outwards: raised by ``relative`` and by one step of the float64 grid."""
     return np.asarray(np.nextafter(value * (1 + relative), np.inf))
 
 
-def down(value: float, relative: float = 4 * EPS) -> float:
-    """A non-negative value rounded downwards, for shares of delta that must not add up to more than delta."""
-    return math.nextafter(value * (1 - relative), 0.0)
+@overload
+def down(value: float, relative: float = ...) -> float: ...
+@overload
+def down(value: Array, relative: float = ...) -> Array: ...
+def down(value: float | Array, relative: float = 4 * EPS) -> float | Array:
+    """A non-negative value rounded downwards: lower bounds, and shares of delta that must not add up to more."""
+    lowered = np.nextafter(np.asarray(value) * (1 - relative), 0.0)
+    return float(lowered) if isinstance(value, float) else np.asarray(lowered)
+
+
+def outermost(inner: Array, outer: Array, holds: Callable[[Array], NDArray[np.bool_]]) -> Array:
+    """The number nearest to ``inner``, on the side of ``outer``, at which ``holds`` was seen to be true.
+
+    ``holds`` must be false on the inner side of one threshold and true on the outer side; ``outer`` itself is taken on
+    trust. Non-negative floats are ordered as their bit patterns are, so halving the integers between two patterns
+    reaches neighbouring floats in at most 62 steps, whatever the magnitudes.
+    """
+    low = np.abs(inner).view(np.int64).copy()  # abs: -0.0 has the pattern of a negative integer
+    high = np.abs(outer).view(np.int64).copy()
+    while np.any(np.abs(high - low) > 1):
+        middle = (low + high) >> 1
+        true = holds(middle.view(np.float64))
+        high, low = np.where(true, middle, high), np.where(true, low, middle)
+    return np.asarray(high.view(np.float64))
