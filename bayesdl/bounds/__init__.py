@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from bayesdl.bounds.catoni import catoni
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.certify import certify
+from bayesdl.bounds.comparison import BoundComparison, compare_bounds
 from bayesdl.bounds.concentration import (
     binary_kl,
     chernoff_upper,
@@ -15,23 +17,36 @@ from bayesdl.bounds.concentration import (
     kl_inverse_lower,
     kl_inverse_upper,
 )
+from bayesdl.bounds.gaussian_kl import kl_divergence_gaussian
 from bayesdl.bounds.loss import IntervalMiss, Loss, ZeroOne, bounded
-from bayesdl.bounds.pac_bayes import kl_divergence_gaussian, mcallester, pac_bayes_kl
+from bayesdl.bounds.majority import majority_vote, tandem
+from bayesdl.bounds.pac_bayes import mcallester, pac_bayes_kl, quadratic, thiemann
+from bayesdl.bounds.pac_bayes_bernstein import pac_bayes_bernstein
+from bayesdl.bounds.single_draw import single_draw
 
 __all__ = [
+    "BoundComparison",
     "Certificate",
     "IntervalMiss",
     "Loss",
     "ZeroOne",
     "binary_kl",
     "bounded",
+    "catoni",
     "certify",
     "chernoff_upper",
     "clopper_pearson_upper",
+    "compare_bounds",
     "hoeffding",
     "kl_divergence_gaussian",
     "kl_inverse_lower",
     "kl_inverse_upper",
+    "majority_vote",
     "mcallester",
+    "pac_bayes_bernstein",
     "pac_bayes_kl",
+    "quadratic",
+    "single_draw",
+    "tandem",
+    "thiemann",
 ]
