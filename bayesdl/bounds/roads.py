@@ -18,8 +18,7 @@ from bayesdl.bounds.rows import Rows
 from bayesdl.bounds.theorems import BINOMIAL, CHERNOFF, Predictor, Theorem
 from bayesdl.data import Dataset, RowIds
 from bayesdl.errors import CertificateError
-from bayesdl.posterior import GaussianPosterior, Posterior
-from bayesdl.posterior.prior import prior_law
+from bayesdl.posterior import Posterior
 
 DRAWS = 10_000  # the Monte-Carlo step then adds less than 0.02 to any risk
 MONTE_CARLO_SHARE = 0.2  # of delta; the rest is the theorem's
@@ -99,7 +98,7 @@ def held_out_roads(posterior: Posterior, rows: Rows) -> list[HeldOut]:
     if len(rows.unseen):
         seen = RowIds.concat([part for part in (problem.rows, problem.prior_rows) if part is not None])
         found.append(HeldOut(posterior, "mixture", rows.unseen, seen))
-    prior = learnt_prior(posterior)
+    prior = posterior.learnt_prior()
     if prior is not None and problem.prior_rows is not None and len(problem.prior_rows):
         found.append(HeldOut(prior, "prior", rows.bound, problem.prior_rows))
     return found
@@ -143,14 +142,6 @@ def tested(risk: float, errors: int | None, n: int, delta: float) -> dict[str, A
         "theorem": theorem.name,
         "source": theorem.source,
     }
-
-
-def learnt_prior(posterior: Posterior) -> Posterior | None:
-    """The prior as a posterior of its own, where it was learnt; None where the model states it."""
-    if not isinstance(posterior, GaussianPosterior) or posterior.problem.density.new_prior is None:
-        return None
-    law = prior_law(posterior.problem.density)
-    return None if law is None else GaussianPosterior(posterior.problem, law, posterior.info)
 
 
 def pac_bayes(

@@ -26,7 +26,13 @@ from bayesdl.infinite.kernels import NNGPKernel
 from bayesdl.infinite.layers import Layer, spatial_of
 from bayesdl.infinite.maximise import Maximise
 from bayesdl.infinite.posterior import GPPosterior, flat
-from bayesdl.infinite.variational import Bound, SiteUpdates, bernoulli_expectation, categorical_expectation
+from bayesdl.infinite.variational import (
+    Bound,
+    Expectation,
+    SiteUpdates,
+    bernoulli_expectation,
+    categorical_expectation,
+)
 from bayesdl.models import BayesianNetwork
 from bayesdl.models.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesdl.models.positive import PositivePrior
@@ -40,6 +46,7 @@ class _GaussianProcess(Method):
 
     tempered: ClassVar[bool] = False
     takes_prior: ClassVar[bool] = False
+    learns_prior: ClassVar[bool] = True
 
     noise: float | None = field(default=None, kw_only=True)
     steps: int = field(default=100, kw_only=True)
@@ -84,16 +91,36 @@ class _GaussianProcess(Method):
         self._check_rows(len(x), problem)
         kernel, mean = self._prior(problem)
         process = Process(kernel, mean, x, self.fit_kernel)
+        learning = self._learning_rows(problem, run, len(x))
         regression = isinstance(problem.model.likelihood, Gaussian)
-        a, b, noise, info = (self._regress if regression else self._classify)(problem, run, process)
+        learnt = bool(process.parameters) or (regression and not isinstance(self._noise(problem), (int, float)))
+        a, b, noise, info = (self._regress if regression else self._classify)(problem, run, process, learning)
         for parameter in (*kernel.parameters(), *mean.parameters()):
             parameter.requires_grad_(False)
         info |= {
             "noise": noise,
             "hyperparameters": structure.hyperparameters(kernel) | structure.hyperparameters(mean),
             "structure": structure.storable(kernel, mean, x[:20]),
+            "hyperparameters_from": _learnt_from(run, learnt),
         }
         return GPPosterior(problem, kernel, mean, x, a, b, noise, info)
+
+    def _noise(self, problem: Problem) -> Any:
+        """The noise as it was stated: a number, a prior over it, or what says that it is to be learnt."""
+        return problem.model.likelihood.noise if self.noise is None else self.noise
+
+    def _learning_rows(self, problem: Problem, run: Run, n: int) -> Tensor:
+        """``[n]`` bool: the rows that noise and kernel are fitted on; with ``prior_rows`` these alone."""
+        if not run.learn_prior:
+            return torch.ones(n, dtype=torch.bool)
+        assert problem.rows is not None  # prepare refuses prior_rows otherwise
+        assert problem.prior_rows is not None  # likewise
+        learning = problem.rows.isin(problem.prior_rows)
+        if bool(learning.all()):
+            raise MethodError(
+                f"prior_rows holds all {n} rows: none are left to update the prior with. Give a part of them."
+            )
+        return learning
 
     def _check_rows(self, n: int, problem: Problem) -> None:
         if n > self.max_rows:
@@ -103,14 +130,16 @@ class _GaussianProcess(Method):
                 "raise it, fit on some of the rows, or take a method with mini-batches such as SGLD or MeanFieldVI."
             )
 
-    def _regress(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, float, dict[str, Any]]:
+    def _regress(
+        self, problem: Problem, run: Run, process: Process, learning: Tensor
+    ) -> tuple[Tensor, Tensor, float, dict[str, Any]]:
         """Fit noise and hyperparameters; the sites then hold the data exactly."""
-        stated = problem.model.likelihood.noise if self.noise is None else self.noise
+        stated = self._noise(problem)
         prior = stated if isinstance(stated, PositivePrior) else None
         fixed = float(stated) if isinstance(stated, (int, float)) else None
         y = problem.batch[problem.y_name or "y"].to("cpu", torch.float64)
         y = y.unsqueeze(0) if y.dim() == 1 else y.T
-        objective = Evidence(process, y, fixed, prior)
+        objective = Evidence(process.at(learning), y[:, learning], fixed, prior)
         state = run.drive(Maximise(objective, self.steps), problem.density)
         process.assign(state["z"][: len(process.vector)])
         noise = objective.noise_at(state["z"])
@@ -121,21 +150,25 @@ class _GaussianProcess(Method):
         raw = float(evidence) - y.numel() * float(problem.scaler.y_scale.log())
         return a, b, noise, {"log_evidence": raw, "evidence": "exact", "converged": bool(state["converged"])}
 
-    def _classify(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, None, dict[str, Any]]:
+    def _classify(
+        self, problem: Problem, run: Run, process: Process, learning: Tensor
+    ) -> tuple[Tensor, Tensor, None, dict[str, Any]]:
         """Fit the hyperparameters if asked for, then the sites."""
         y = problem.batch[problem.y_name or "y"].to("cpu")
         outputs = _outputs(problem)
-        expectation = (
-            bernoulli_expectation(y)
-            if isinstance(problem.model.likelihood, Bernoulli)
-            else categorical_expectation(y, outputs)
-        )
-        sites, converged = None, True
+        binary = isinstance(problem.model.likelihood, Bernoulli)
+
+        def expectation_of(labels: Tensor) -> Expectation:
+            return bernoulli_expectation(labels) if binary else categorical_expectation(labels, outputs)
+
+        expectation, sites, converged = expectation_of(y), None, True
         if process.parameters:
-            engine = Maximise(Bound(process, outputs, expectation), self.steps)
+            engine = Maximise(Bound(process.at(learning), outputs, expectation_of(y[learning])), self.steps)
             found = run.stage("hyperparameters").drive(engine, problem.density)
             process.assign(found["z"])
-            sites, converged = (found["a"], found["b"]), bool(found["converged"])
+            converged = bool(found["converged"])
+            if bool(learning.all()):
+                sites = found["a"], found["b"]
         with torch.no_grad():
             mean, covariance = process.prior()
             state = run.drive(SiteUpdates(mean, covariance, outputs, expectation, sites), problem.density)
@@ -249,6 +282,13 @@ class GP(_GaussianProcess):
         if (shape, center) != ((1, 1), (1,)):
             raise MethodError(f"GP(kernel=...): for one row the kernel gives shape {shape}, it must give (1, 1).")
         return kernel, mean
+
+
+def _learnt_from(run: Run, learnt: bool) -> str:
+    """Which rows noise and kernel were fitted on: a certificate's prior must not have seen the rows of its bound."""
+    if run.learn_prior:
+        return "prior rows"
+    return "all rows" if learnt else "nothing"
 
 
 def _gigabytes(n: int, problem: Problem) -> float:

@@ -234,6 +234,10 @@ class Posterior(ABC):
         """The terms that ``kl`` is the sum of, by name; None where it is not known, or known as one number only."""
         return None
 
+    def learnt_prior(self) -> Posterior | None:
+        """What was learnt on the rows of the prior alone, as a posterior; None where nothing was."""
+        return None
+
     def why_no_kl(self) -> str:
         """What stands in the way where ``kl`` is None or infinite, to follow "this posterior"."""
         return "has no density" if self.kl() is None else "has an infinite KL divergence from its prior"

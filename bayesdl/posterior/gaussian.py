@@ -84,6 +84,12 @@ class GaussianPosterior(Posterior):
             parts[site.name] = float(self.law.marginal(part).kl(prior.marginal(part)))
         return parts | {"between sites": total - sum(parts.values())}
 
+    def learnt_prior(self) -> Posterior | None:
+        """The Gaussian that replaced the model's prior."""
+        density = self.problem.density
+        law = None if density.new_prior is None else prior_law(density)
+        return None if law is None else GaussianPosterior(self.problem, law, self.info)
+
     def why_no_kl(self) -> str:
         """See the base class."""
         return "knows no KL divergence from its prior in closed form"
