@@ -95,8 +95,8 @@ class Certificate:
 
     @property
     def vacuous(self) -> bool:
-        """Whether the bound says nothing: the loss is at most 1 anyway."""
-        return self.bound >= 1.0
+        """Whether the bound, as it is printed, says nothing: the loss is at most 1 anyway."""
+        return Decimal(ceiling(self.bound)) >= 1
 
     @property
     def terms(self) -> dict[str, float]:

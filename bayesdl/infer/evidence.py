@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -247,7 +247,7 @@ class ProfileEvidence:
         return sd
 
     def _with(self, centre: Tensor, sd: Tensor) -> Problem:
-        return replace(self.problem, density=self.problem.density.with_gaussian_prior(centre, sd))
+        return self.problem.with_prior_by_rows(centre, sd)
 
     def _slope_by_noise(self, point: Point) -> float:
         """``d log joint / d log sigma`` at a point; 0 without unknown noise."""
