@@ -104,7 +104,7 @@ def test_fixed_scaler_and_prior_allow_the_bound_on_every_row() -> None:
 def test_a_prior_chosen_by_the_rows_of_the_bound_is_refused() -> None:
     data = datasets.load("iris")
     pair = ((data.x - 4) / 2, data.y)
-    fitted = MeanFieldVI(steps=2).fit(models.mlp(data, hidden=(2,)), pair, seed=0, progress=False)
+    fitted = MeanFieldVI(steps=1).fit(models.mlp(data, hidden=(2,)), pair, seed=0, progress=False)
     assert isinstance(fitted, GaussianPosterior)
     problem = fitted.problem.with_prior_by_rows(fitted.mean, fitted.sd)
     with pytest.raises(DataDependentPrior, match="none is left for the bound"):
