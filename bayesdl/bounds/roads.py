@@ -61,13 +61,14 @@ def divergence(posterior: Posterior) -> Divergence | None:
     Raises:
         CertificateError: It is NaN or negative.
     """
-    kl = posterior.kl()
+    parts = posterior.kl_parts()
+    kl = posterior.kl() if parts is None else math.fsum(parts.values())
     if kl is None or kl == math.inf:
         return None
     if math.isnan(kl) or kl < -1e-9:
         raise CertificateError(f"The posterior's KL divergence from its prior is {kl:g}; it cannot be certified.")
-    parts = posterior.kl_parts() or {"all latents": kl}
     total = raised(max(float(kl), 0.0), 1e-10) + 1e-8
+    parts = {"all latents": kl} if parts is None else parts
     return Divergence(total, parts | {"rounding": total - math.fsum(parts.values())})
 
 
