@@ -326,22 +326,17 @@ class Learnt(Thresholds):
 def test_the_best_of_several_roads_holds_because_they_share_delta() -> None:
     # At no errors the binomial bound is 1 - delta^(1/n): a true risk just above it is missed at the rate delta. Rows B
     # bound the prior, rows never fitted the mixture, so two independent chances to be lucky.
-    runs, n, delta = 200, 30, 0.2
-
-    def certificates(risk: float, bound: str) -> list[Certificate]:
-        found = []
-        for run in range(runs):
-            data = threshold_data(2 * n + 1, seed=5000 + run, flip=risk)
-            posterior = Learnt(data[: n + 1].rows, data[:1].rows, sd=1e-9, kl=1e4)
-            found.append(certify(posterior, data, delta=delta, draws=1, bound=bound, progress=False))
-        return found
-
-    at_share = 1 - (delta / 3) ** (1 / n) + 1e-6
-    best = certificates(at_share, "best")
-    assert all(len(certificate.beside) == 2 for certificate in best)
-    assert sum(certificate.bound < at_share for certificate in best) <= stats.binom.ppf(0.999, runs, delta)
-    assert any(certificate.bound < at_share for certificate in best)
-    # Taking the smallest of those beside, each at the whole of delta, is wrong almost twice as often as delta.
-    at_whole = 1 - delta ** (1 / n) + 1e-6
-    smallest = [min(other.bound for other in found.beside) for found in certificates(at_whole, "kl")]
-    assert sum(bound < at_whole for bound in smallest) > stats.binom.ppf(0.999, runs, delta)
+    runs, n, delta = 80, 30, 0.2
+    risk = 1 - (delta / 3) ** (1 / n) + 1e-6
+    failures = 0
+    for run in range(runs):
+        data = threshold_data(2 * n + 1, seed=5000 + run, flip=risk)
+        posterior = Learnt(data[: n + 1].rows, data[:1].rows, sd=1e-9, kl=1e4)
+        best = certify(posterior, data, delta=delta, draws=1, bound="best", progress=False)
+        assert len(best.beside) == 2
+        failures += best.bound < risk
+    assert 0 < failures <= stats.binom.ppf(0.999, runs, delta)
+    # The smaller of two, each at the whole of delta, misses almost twice as often as delta.
+    risk = 1 - delta ** (1 / n) + 1e-6
+    errors = np.random.default_rng(0).binomial(n, risk, size=(20_000, 2)).min(1)
+    assert float((clopper_pearson_upper(errors=errors, n=n, delta=delta) < risk).mean()) > 1.6 * delta
