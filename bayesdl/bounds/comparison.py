@@ -12,7 +12,7 @@ from bayesdl.bounds._numbers import down
 from bayesdl.bounds.certificate import PREDICTORS, Certificate, ceiling, confidence
 from bayesdl.bounds.certify import certify
 from bayesdl.bounds.loss import Loss, ZeroOne
-from bayesdl.bounds.roads import concluded, tested
+from bayesdl.bounds.roads import concluded, divergence, tested
 from bayesdl.bounds.theorems import PAC_BAYES, Theorem
 from bayesdl.errors import CertificateError
 from bayesdl.evaluate.plots import new_figure
@@ -116,7 +116,7 @@ def compare_bounds(
     """Certify a posterior by every theorem that applies to it.
 
     Args:
-        posterior: A posterior that PAC-Bayes applies to, see ``certify``.
+        posterior: A posterior; one that knows no divergence has the hold-out bound alone.
         data: A Dataset, or a pair ``(x, y)``, in raw units.
         delta: Failure probability of each column of the table.
         loss: As in ``certify``; the bounds of the majority vote appear for the 0-1 loss only.
@@ -133,6 +133,9 @@ def compare_bounds(
     Cost: that of one ``certify``, and of one more for the tandem loss of pairs.
     """
     options: dict[str, Any] = {"delta": delta, "loss": loss, "draws": draws, "seed": seed, "progress": progress}
+    if divergence(posterior) is None:
+        alone = {"holdout, mixture": certify(posterior, data, bound="holdout", **options)}
+        return BoundComparison(alone, alone, delta)
     first = certify(posterior, data, bound="kl", **options)
     measured = {1: first}
     if first.loss == ZeroOne().name and (draws is None or draws > 1):

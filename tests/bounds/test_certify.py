@@ -334,6 +334,7 @@ def test_the_best_of_several_roads_holds_because_they_share_delta() -> None:
         posterior = Learnt(data[: n + 1].rows, data[:1].rows, sd=1e-9, kl=1e4)
         best = certify(posterior, data, delta=delta, draws=1, bound="best", progress=False)
         assert len(best.beside) == 2
+        assert sum(best.delta_split.values()) <= delta
         failures += best.bound < risk
     assert 0 < failures <= stats.binom.ppf(0.999, runs, delta)
     # The smaller of two, each at the whole of delta, misses almost twice as often as delta.

@@ -58,6 +58,14 @@ def test_votes_are_left_out_where_nothing_votes_and_pictures_need_a_divergence()
         certify(posterior, DATA, bound="tandem", draws=1)
 
 
+def test_a_posterior_without_divergence_has_the_hold_out_bound_alone() -> None:
+    found = compare_bounds(Thresholds(DATA[:200].rows, None, kl=None), DATA[200:])
+    assert list(found.each) == ["holdout, mixture"]
+    assert found.best == certify(Thresholds(DATA[:200].rows, None, kl=None), DATA[200:])
+    with pytest.raises(CertificateError, match="Only hold-out bounds"):
+        found.plot()
+
+
 def test_the_tandem_risk_is_that_of_pairs_of_draws() -> None:
     # A draw t errs on the rows between t and 0, and on flipped rows outside: pairs of draws of opposite signs differ.
     posterior = Thresholds(DATA.rows, NONE, sd=1.0, kl=2.0)
