@@ -26,12 +26,13 @@ def pac_bayes_bernstein(
 ) -> Values:
     r"""PAC-Bayes empirical Bernstein bound: small where the losses of each predictor vary little over the rows.
 
-    .. math:: R(Q) \le \hat R(Q) + (1 + c) \sqrt{\frac{(e - 2) \bar V K_1}{n}}, \qquad
+    .. math:: R(Q) \le \hat R(Q) + \min\left( (1 + c) \sqrt{\frac{(e - 2) \bar V K_1}{n}},\
+        (e - 2) \bar V + \frac{K_1}{n} \right), \qquad
         \bar V = \min\left( \frac14,\ V_n + (1 + c) \sqrt{\frac{V_n K_2}{2 (n - 1)}} + \frac{2 c K_2}{n - 1} \right)
 
     with :math:`K_i = KL(Q \| P) + \log(2 \nu_i / \delta)`, c = 1.15, and :math:`V_n` the average over h from Q of the
-    sample variance (divisor n - 1) of the losses of h; where :math:`K_1 > (e - 2) \bar V n` the second term is
-    :math:`2 K_1 / n`. The grids of the two unions have
+    sample variance (divisor n - 1) of the losses of h; where :math:`K_1 > (e - 2) \bar V n` only the second of the
+    two holds (the paper gives it as :math:`2 K_1 / n` there, which is larger). The grids of the two unions have
 
     .. math:: \nu_1 = \left\lceil \frac{1}{\log c} \log \sqrt{\frac{(e - 2) n}{4 \log(2 / \delta)}} \right\rceil + 1,
         \qquad \nu_2 = \left\lceil \frac{1}{\log c} \log\left( \frac12 \sqrt{\frac{n - 1}{\log(2 / \delta)} + 1}
@@ -75,9 +76,9 @@ def pac_bayes_bernstein(
         spread = up((1 + RATIO) * np.sqrt(v * (k2_ / (2 * (n_ - 1)))), 16 * EPS)
         v_upper = np.minimum(up(v + up(spread + up(2 * RATIO * (k2_ / (n_ - 1)), 8 * EPS))), 0.25)
     slow = up((1 + RATIO) * np.sqrt(_E2 * v_upper * k1 / n_), 16 * EPS)
-    # At the border the second form is the smaller one; rounding must not choose it for a K_1 that is not above it.
-    fast = k1 > _E2 * v_upper * n_ * (1 + 16 * EPS)
-    excess = np.where(fast, up(2 * k1 / n_, 8 * EPS), slow)
+    fast = k1 > _E2 * v_upper * n_ * (1 - 16 * EPS)  # at the border the second is the smaller of the two anyway
+    last = up(up(_E2 * v_upper) + up(k1 / n_), 8 * EPS)  # the largest parameter of the grid
+    excess = np.where(fast, last, np.minimum(slow, last))
     return like(np.minimum(up(risk_ + excess), 1.0), risk, kl, n, delta, *(() if variance is None else (variance,)))
 
 

@@ -79,8 +79,9 @@ PAC_BAYES: Mapping[str, Theorem] = {
     ),
     "bernstein": Theorem(
         "empirical Bernstein",
-        "R <= risk + 2.15 sqrt(0.7183 V (KL + log(2 nu / delta)) / n), V the bound on the variance by the risk",
-        r"R \le \hat R + 2.15 \sqrt{(e - 2) \bar V (\mathrm{KL} + \log(2 \nu / \delta)) / n}",
+        "R <= risk + min(2.15 sqrt((e - 2) V K / n), (e - 2) V + K / n), K = KL + log(2 nu / delta), V the variance",
+        r"R \le \hat R + \min(2.15 \sqrt{(e - 2) \bar V K / n}, (e - 2) \bar V + K / n),\ "
+        r"K = \mathrm{KL} + \log(2 \nu / \delta)",
         "Tolstikhin and Seldin 2013, Theorem 4",
         "empirical Bernstein",
         "gibbs",

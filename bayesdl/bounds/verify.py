@@ -67,7 +67,8 @@ def bernstein(r: mpf, kl: mpf, n: mpf, delta: mpf) -> mpf:
     k1, k2, worst = kl + mp.log(2 * nu1 / delta), kl + mp.log(2 * nu2 / delta), min(r, mpf(1) / 2)
     v = worst * (1 - worst) * n / (n - 1)
     v = min(mpf(1) / 4, v + (1 + RATIO) * mp.sqrt(v * k2 / (2 * (n - 1))) + 2 * RATIO * k2 / (n - 1))
-    return r + (2 * k1 / n if k1 > e2 * v * n else (1 + RATIO) * mp.sqrt(e2 * v * k1 / n))
+    last = e2 * v + k1 / n
+    return r + (last if k1 > e2 * v * n else min(last, (1 + RATIO) * mp.sqrt(e2 * v * k1 / n)))
 
 
 def pac_bayes(theorem: str, r: mpf, kl: mpf, n: mpf, delta: mpf) -> mpf:

@@ -80,7 +80,8 @@ def exact(name: str, risk: float, kl: float, n: int, delta: float) -> mp.mpf:
     worst = min(r, mp.mpf("0.5"))
     v = worst * (1 - worst) * m / (m - 1)
     v = min(mp.mpf("0.25"), v + (1 + c) * mp.sqrt(v * k2 / (2 * (m - 1))) + 2 * c * k2 / (m - 1))
-    return min(one, r + (2 * k1 / m if k1 > e2 * v * m else (1 + c) * mp.sqrt(e2 * v * k1 / m)))
+    last = e2 * v + k1 / m
+    return min(one, r + (last if k1 > e2 * v * m else min(last, (1 + c) * mp.sqrt(e2 * v * k1 / m))))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,8 @@ def test_the_variance_of_the_losses_makes_bernstein_fast() -> None:
     assert float(pac_bayes_bernstein(**numbers, variance=0.3 * 0.7 * 10_000 / 9_999)) == pytest.approx(
         float(pac_bayes_bernstein(**numbers)), rel=1e-12
     )
+    kl = np.geomspace(0.01, 1e5, 2000)
+    assert bool((np.diff(pac_bayes_bernstein(**numbers | {"kl": kl, "n": 300})) >= 0).all())
     with pytest.raises(CertificateError, match="variance must be in"):
         pac_bayes_bernstein(**numbers, variance=0.6)
 
