@@ -156,7 +156,7 @@ class GPPosterior(Posterior):
 
     def kl_parts(self) -> dict[str, float] | None:
         """The divergence of each latent function."""
-        if self.info.get("hyperparameters_from", "all rows") == "all rows":
+        if not self._fixed:
             return None
         with torch.no_grad():
             covariance = self._modules()[0](self.x).to_dense()
@@ -171,10 +171,15 @@ class GPPosterior(Posterior):
         a, b = self.a[:, early], self.b[:, early]
         return GPPosterior(self._problem, kernel, mean, self.x[early], a, b, self.noise, self.info)
 
+    @property
+    def _fixed(self) -> bool:
+        """Whether kernel and noise were stated, or fitted on the rows of the prior alone."""
+        return self.info.get("hyperparameters_from", "all rows") != "all rows"
+
     def _early(self) -> Tensor | None:
         """``[n]`` bool: the rows of a regression that the prior of a certificate is conditioned on; None without."""
         problem = self.problem
-        if self.noise is None or problem.rows is None or problem.prior_rows is None:
+        if self.noise is None or not self._fixed or problem.rows is None or problem.prior_rows is None:
             return None
         among = problem.rows.isin(problem.prior_rows)
         return among if bool(among.any()) and not bool(among.all()) else None
