@@ -1006,7 +1006,7 @@ BAD_CERTIFICATES: dict[str, Bad] = {
     "delta of 1.5": Bad(_certify(delta=1.5), errors.CertificateError, ("delta", "1.5")),
     "delta NaN": Bad(_certify(delta=_NAN), errors.CertificateError, ("delta", "NaN")),
     "no certificate draws": Bad(_certify(draws=0), errors.CertificateError, ("draws", "0")),
-    "unknown bound": Bad(_certify(bound="catoni"), errors.CertificateError, ("'catoni'", "'kl'")),
+    "unknown bound": Bad(_certify(bound="tightest"), errors.CertificateError, ("'tightest'", "'kl'")),
     "no candidates": Bad(lambda _: bdl.certify([], dataset("regression")), errors.CertificateError, ("candidates",)),
     "hold-out on fitted rows": Bad(_certify(bound="holdout"), errors.CertificateError, ("32", "has not seen")),
     "rows twice": Bad(

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Context, Decimal
+from pathlib import Path
 from typing import Any, Literal
 
-Predictor = Literal["gibbs", "mean", "mixture", "majority vote"]
+from bayesdl.bounds.ledger import Ledger
+from bayesdl.bounds.theorems import THEOREMS, Predictor
 
 PREDICTORS: Mapping[Predictor, str] = {
     "gibbs": "the Gibbs predictor (a draw from the posterior, made anew for every prediction)",
     "mean": "the network at the posterior's mean",
     "mixture": "posterior.predict (the mixture over draws)",
-    "majority vote": "the majority vote over draws",
+    "prior": "the prior's mixture over draws (what was learnt on the rows of the prior alone)",
+    "majority vote": "the majority vote of the posterior (the label of most of its mass)",
 }
-
-# Each theorem in text and in TeX; the braces take the certificate's fields and the shares of delta.
-THEOREMS: Mapping[str, tuple[str, str]] = {
-    "PAC-Bayes-kl": (
-        "kl(risk || R) <= (KL + log(2 sqrt(n) / delta)) / n",
-        r"\mathrm{kl}(\hat R \,\|\, R) \le \frac{\mathrm{KL} + \log(2 \sqrt{n} / \delta)}{n}",
-    ),
-    "McAllester": (
-        "R <= risk + sqrt((KL + log(2 sqrt(n) / delta)) / (2 n))",
-        r"R \le \hat R + \sqrt{\frac{\mathrm{KL} + \log(2 \sqrt{n} / \delta)}{2 n}}",
-    ),
-    "binomial tail": (
-        "R <= sup { p : P(Bin(n, p) <= errors) >= delta }",
-        r"R \le \sup \{ p : P(\mathrm{Bin}(n, p) \le k) \ge \delta \}",
-    ),
-    "Chernoff": (
-        "kl(risk || R) <= log(1 / delta) / n, R >= risk",
-        r"\mathrm{kl}(\hat R \,\|\, R) \le \frac{\log(1 / \delta)}{n},\ R \ge \hat R",
-    ),
+ADVICE: Mapping[str, str] = {
+    "risk": "the predictor is wrong too often on the rows of the bound; no theorem mends that",
+    "KL": "the posterior is far from its prior for so few rows; learn the prior on others (prior_rows=)",
+    "confidence": "there are too few rows for such a small delta",
 }
 
 
@@ -69,14 +58,20 @@ class Certificate:
         theorem: Name of the inequality, a key of ``THEOREMS``.
         source: Where the theorem is proven.
         loss: Name of the loss, which lies in [0, 1].
-        predictor: Whom the bound holds for: "gibbs", "mean", "mixture" or "majority vote".
+        predictor: Whom the bound holds for, a key of ``PREDICTORS``.
         draws: Number of posterior draws that were evaluated.
+        by_row: Whether every row had draws of its own, so that ``draws`` losses were averaged; else each draw met all
+            rows.
         assumptions: What must be true of the data for the theorem to apply.
         reason: Why this theorem and these rows were used.
         risk_upper: Upper confidence bound on ``risk`` over Monte-Carlo draws; None when no draw entered by chance.
         kl: KL divergence from prior to posterior in nats; None when the theorem has none.
-        errors: Number of wrong rows, when the binomial tail was used.
+        errors: For 0-1 losses the number of errors: of rows, or of draws (pairs of draws) and rows.
         method: Name of the method that fitted the posterior.
+        interval: Level of the central interval whose misses are the loss, None for other losses.
+        kl_parts: KL of each site (or latent function), of what lies between sites, and of rounding; they add up to KL.
+        beside: Hold-out bounds of the same run, each at its own delta.
+        ledger: Which rows were counted, and which must not be.
     """
 
     bound: float
@@ -94,12 +89,42 @@ class Certificate:
     risk_upper: float | None = None
     kl: float | None = None
     errors: int | None = None
+    by_row: bool = False
     method: str | None = None
+    interval: float | None = None
+    kl_parts: Mapping[str, float] | None = None
+    beside: tuple[Certificate, ...] = ()
+    ledger: Ledger | None = field(default=None, repr=False)
 
     @property
     def vacuous(self) -> bool:
-        """Whether the bound says nothing: the loss is at most 1 anyway."""
-        return self.bound >= 1.0
+        """Whether the bound, as it is printed, says nothing: the loss is at most 1 anyway."""
+        return Decimal(ceiling(self.bound)) >= 1
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What the risk, the KL and the confidence add to the bound in McAllester's form, in which they are comparable.
+
+        ``risk + sqrt(KL / 2n) + sqrt(log(2 sqrt(n) / delta) / 2n)``; without a KL the last logarithm is that of
+        ``1 / delta``. Other theorems add less, in the same order.
+        """
+        held_out = self.kl is None
+        logarithm = -math.log(self.delta_split["bound"]) + (0.0 if held_out else math.log(2 * math.sqrt(self.n)))
+        terms = {"risk": self.risk if self.risk_upper is None else self.risk_upper}
+        if self.kl is not None:
+            terms["KL"] = math.sqrt(self.kl / (2 * self.n))
+        return terms | {"confidence": math.sqrt(logarithm / (2 * self.n))}
+
+    @property
+    def coverage(self) -> str | None:
+        """The bound of an interval's misses, said as coverage; None for other losses."""
+        if self.interval is None:
+            return None
+        share = Decimal(1) - Decimal(ceiling(self.bound, 3))
+        return (
+            f"with confidence {_percent(Decimal(confidence(self.delta)))} at least {_percent(share)} of new cases lie "
+            f"in the {_percent(Decimal(repr(self.interval)))} band of {PREDICTORS[self.predictor]}"
+        )
 
     def statement(self, form: Literal["text", "tex"] = "text") -> str:
         """The theorem with its numbers.
@@ -119,28 +144,30 @@ class Certificate:
         return (
             f"With probability at least {confidence(self.delta)} over the choice of the {self.n} rows of the "
             f"bound{chance}, the expected loss ({self.loss}) of {PREDICTORS[self.predictor]} on a new row is at most "
-            f"{ceiling(self.bound)}. Theorem: {THEOREMS[self.theorem][0]} [{self.source}], with {self._numbers()}."
+            f"{ceiling(self.bound)}. Theorem: {THEOREMS[self.theorem].text} [{self.source}], with {self._numbers()}."
+            + ("" if self.coverage is None else f" That is: {self.coverage}.")
         )
 
     def _tex(self) -> str:
         numbers = [rf"n = {self.n}", rf"\delta = {self.delta_split['bound']:g}"]
-        if self.errors is not None:
+        if self.errors is not None and self.risk_upper is None:
             numbers.append(rf"k = {self.errors}")
         else:
             numbers.append(rf"\hat R \le {ceiling(self.risk if self.risk_upper is None else self.risk_upper)}")
         if self.kl is not None:
             numbers.append(rf"\mathrm{{KL}} \le {ceiling(self.kl, 2)}")
         return (
-            rf"With probability at least ${confidence(self.delta)}$, \[ {THEOREMS[self.theorem][1]}, \] "
+            rf"With probability at least ${confidence(self.delta)}$, \[ {THEOREMS[self.theorem].tex}, \] "
             rf"hence for ${', '.join(numbers)}$: \[ R \le {ceiling(self.bound)}. \]"
         )
 
     def _numbers(self) -> str:
         parts = [f"n = {self.n}", f"delta = {self.delta_split['bound']:g}"]
-        parts.append(f"risk = {self.risk:.4f}" if self.errors is None else f"errors = {self.errors}")
+        counted = self.errors is not None and self.risk_upper is None
+        parts.append(f"errors = {self.errors}" if counted else f"risk = {self.risk:.4f}")
         if self.risk_upper is not None:
-            share = self.delta_split["monte_carlo"]
-            parts.append(f"raised to {ceiling(self.risk_upper)} for {self.draws} draws (delta = {share:g})")
+            share, own = self.delta_split["monte_carlo"], ", of each row its own" * self.by_row
+            parts.append(f"raised to {ceiling(self.risk_upper)} for {self.draws} draws{own} (delta = {share:g})")
         if self.kl is not None:
             parts.append(f"KL = {ceiling(self.kl, 2)}")
         return ", ".join(parts)
@@ -150,17 +177,59 @@ class Certificate:
             "bound": f"{ceiling(self.bound)} with probability {confidence(self.delta)}" + " (vacuous)" * self.vacuous,
             "predictor": PREDICTORS[self.predictor],
             "loss": self.loss,
-            "theorem": f"{self.theorem}: {THEOREMS[self.theorem][0]} [{self.source}]",
+            "theorem": f"{self.theorem}: {THEOREMS[self.theorem].text} [{self.source}]",
             "numbers": self._numbers(),
             "delta": " + ".join(f"{share:g} ({step})" for step, share in self.delta_split.items()),
             "why": self.reason,
             "assumes": "; ".join(self.assumptions),
         }
+        if self.coverage is not None:
+            rows["so"] = self.coverage
+        if self.vacuous:
+            rows["vacuous"] = self._why_vacuous()
         title = "Certificate" + (f" for {self.method}" if self.method else "")
-        return "\n".join([title, *(f"  {name:<10} {text}" for name, text in rows.items())])
+        lines = [title, *(f"  {name:<10} {text}" for name, text in rows.items())]
+        return "\n".join([*lines, *(f"  {'beside':<10} {other.brief()}" for other in self.beside)])
+
+    def brief(self) -> str:
+        """The bound, for whom it holds and by which theorem, in one line."""
+        return (
+            f"{ceiling(self.bound)} with probability {confidence(self.delta)} for {PREDICTORS[self.predictor]}, by "
+            f"{self.theorem} on {self.n} rows"
+        )
+
+    def _why_vacuous(self) -> str:
+        terms = self.terms
+        worst = max(terms, key=lambda name: terms[name])
+        shares = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        return f"the {worst} dominates ({shares} in McAllester's form): {ADVICE[worst]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values, with the statement."""
-        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        """All fields but the row ledger as JSON values, with the statement."""
+        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "ledger"}
         fields |= {"delta_split": dict(self.delta_split), "assumptions": list(self.assumptions)}
+        fields |= {"kl_parts": None if self.kl_parts is None else dict(self.kl_parts)}
+        fields |= {"beside": [other.to_dict() for other in self.beside]}
         return fields | {"statement": self.statement()}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the certificate, its row ledger and the versions of the software as JSON, for ``bayesdl verify``."""
+        from bayesdl.bounds.certificate_file import save
+
+        return save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificate:
+        """Read what ``save`` wrote, without recomputing anything: that is what ``bayesdl verify`` is for.
+
+        Raises:
+            FileError: The file is missing or is no certificate.
+        """
+        from bayesdl.bounds.certificate_file import load
+
+        return load(Path(path))
+
+
+def _percent(share: Decimal) -> str:
+    """A share as a percentage in as few digits as it has."""
+    return format((100 * share).normalize(), "f") + "%"

@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal, get_args, overload
 
 from bayesdl.bounds._numbers import arrays, down, require_count, require_delta
 from bayesdl.bounds.certificate import Certificate
-from bayesdl.bounds.concentration import chernoff_upper, clopper_pearson_upper
-from bayesdl.bounds.loss import Loss, default_loss
-from bayesdl.bounds.pac_bayes import mcallester, pac_bayes_kl
-from bayesdl.bounds.risk import checked, gibbs_risk, raised
-from bayesdl.bounds.row_draws import draws_by_row, row_risk
+from bayesdl.bounds.loss import Loss
+from bayesdl.bounds.roads import Divergence, Request, best, divergence, held_out_roads, hold_out, pac_bayes
 from bayesdl.bounds.rows import Rows, overlap_error, select_rows
+from bayesdl.bounds.theorems import PAC_BAYES, Theorem
 from bayesdl.data import Dataset, as_dataset
 from bayesdl.errors import CertificateError, DataDependentPrior
 from bayesdl.posterior import Posterior
 
-Bound = Literal["auto", "kl", "mcallester", "holdout"]
-
-PASSES = 20  # draws of each row, where rows have draws of their own
-DRAWS = 10_000  # the Monte-Carlo step then adds less than 0.02 to any risk
-MONTE_CARLO_SHARE = 0.2  # of delta; the rest is the theorem's
-
-_SOURCES = {
-    "PAC-Bayes-kl": "Maurer 2004, Theorem 5",
-    "McAllester": "McAllester 1999; Maurer 2004",
-    "binomial tail": "Clopper and Pearson 1934; Langford 2005, Theorem 3.3",
-    "Chernoff": "Hoeffding 1963, eq. 2.1",
-}
-_COMMON = ("the rows are independent draws from the distribution of the new rows", "the loss lies in [0, 1]")
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What one candidate is certified for: the arguments of ``certify`` after checking."""
-
-    data: Any
-    delta: float
-    loss: Loss | None
-    draws: int | None
-    seed: int
-    bound: Bound
-    candidates: int
-    progress: bool | None
+Bound = Literal["auto", "best", "kl", "quadratic", "mcallester", "catoni", "bernstein", "vote", "tandem", "holdout"]
 
 
 @overload
@@ -93,7 +64,8 @@ def certify(
       (``fit(..., prior_rows=...)``): the PAC-Bayes-kl bound for the Gibbs predictor on the rows of ``data`` without
       the prior's, on which the posterior itself may have been fitted. The Gibbs risk is estimated with ``draws``
       independent draws from the posterior, which enters through its own upper confidence bound: a fifth of delta goes
-      to that step, the rest to the theorem.
+      to that step, the rest to the theorem. Where the prior was learnt, or some of the rows were never fitted, a
+      hold-out bound of the same run stands beside, at a delta of its own (``certificate.beside``).
 
     Args:
         posterior: A posterior, or a sequence of k candidates: each is certified at delta / k, so all k certificates
@@ -104,8 +76,11 @@ def certify(
         draws: Posterior draws. By default 10,000 for PAC-Bayes, and those that ``posterior.predict(x)`` uses for a
             hold-out bound.
         seed: Seed of the Monte-Carlo draws.
-        bound: "auto" as above; "kl" or "mcallester" for PAC-Bayes and "holdout" for the other road, which raise where
-            it is closed.
+        bound: "auto" as above; "holdout" for the first road. For the second "kl", or its relaxations "quadratic" and
+            "mcallester", "catoni", "bernstein" (all for the Gibbs predictor), or for the majority vote of the
+            posterior "vote" (twice the Gibbs bound) and "tandem" (second order). They raise where their road is
+            closed. "best" takes every road that is open, PAC-Bayes-kl and hold-out, gives each an equal share of
+            delta, and returns the smallest bound; ``certificate.predictor`` says for whom.
         progress: Whether to show a progress bar on stderr; None asks the terminal.
 
     Returns:
@@ -129,21 +104,47 @@ def certify(
         raise CertificateError(f"bound={bound!r}: it must be one of {', '.join(map(repr, get_args(Bound)))}.")
     k = len(candidates)
     share = float(delta) if k == 1 else down(delta / k)
-    request = _Request(data, share, loss, draws, seed, bound, k, progress)
+    request = Request(data, share, loss, draws, seed, bound, k, progress)
     certificates = [_certify(candidate, request) for candidate in candidates]
     return certificates[0] if isinstance(posterior, Posterior) else certificates
 
 
-def _certify(posterior: Posterior, request: _Request) -> Certificate:
+def _certify(posterior: Posterior, request: Request) -> Certificate:
     """Choose the road and take it."""
     data = _matching(posterior, request.data)
     rows = select_rows(posterior, data)
     if request.bound == "holdout" or (request.bound == "auto" and not rows.fitted):
-        return _hold_out(posterior, data, request, rows)
-    kl = _divergence(posterior)
-    if kl is None or not math.isfinite(kl):
-        what = "has no density" if kl is None else "has an infinite KL divergence from its prior"
-        if request.bound == "auto":
+        return _on_unseen(posterior, data, request, rows)
+    if request.bound == "best":
+        return _best(posterior, data, request, rows)
+    kl = _allowed(posterior, data, request, rows)
+    found = pac_bayes(posterior, data, _theorem(request), request, rows, kl)
+    return replace(found, beside=tuple(hold_out(road, data, request) for road in held_out_roads(posterior, rows)))
+
+
+def _on_unseen(posterior: Posterior, data: Dataset, request: Request, rows: Rows) -> Certificate:
+    if rows.fitted:
+        raise overlap_error(posterior, rows, CertificateError, "and a hold-out bound needs rows that it has not seen")
+    return hold_out(held_out_roads(posterior, rows)[0], data, request)
+
+
+def _best(posterior: Posterior, data: Dataset, request: Request, rows: Rows) -> Certificate:
+    """All open roads at equal shares of delta; which are open depends on identities of rows and not on the losses."""
+    if divergence(posterior) is None and not rows.fitted:
+        return _on_unseen(posterior, data, request, rows)
+    kl = _allowed(posterior, data, request, rows)
+    roads = held_out_roads(posterior, rows)
+    share = replace(request, delta=down(request.delta / (1 + len(roads))) if roads else request.delta)
+    found = pac_bayes(posterior, data, PAC_BAYES["kl"], share, rows, kl)
+    return best(found, tuple(hold_out(road, data, share) for road in roads), request.delta) if roads else found
+
+
+def _allowed(posterior: Posterior, data: Dataset, request: Request, rows: Rows) -> Divergence:
+    """The divergence, after making sure that PAC-Bayes applies."""
+    kl = divergence(posterior)
+    if kl is None:
+        what = posterior.why_no_kl()
+        if request.bound in ("auto", "best"):
             raise overlap_error(posterior, rows, CertificateError, f"and it {what}, so PAC-Bayes does not apply")
         raise CertificateError(f"bound={request.bound!r} needs a KL divergence, and this posterior {what}.")
     if posterior.problem.prior_rows is None and rows.fitted:
@@ -153,7 +154,11 @@ def _certify(posterior: Posterior, request: _Request) -> Certificate:
             f"{rows.copies} rows of {data.name} equal rows of the prior and scaler but come from another source, so "
             "they are copies. Fit and certify on parts of one Dataset, which keeps the identities of its rows."
         )
-    return _pac_bayes(posterior, data.subset(rows.bound), request, rows, kl)
+    return kl
+
+
+def _theorem(request: Request) -> Theorem:
+    return PAC_BAYES["kl" if request.bound == "auto" else request.bound]
 
 
 def _matching(posterior: Posterior, given: Any) -> Dataset:
@@ -170,93 +175,3 @@ def _matching(posterior: Posterior, given: Any) -> Dataset:
             "codes would not mean the same. Make the Dataset with classes= as in fitting."
         )
     return data
-
-
-def _hold_out(posterior: Posterior, data: Dataset, request: _Request, rows: Rows) -> Certificate:
-    """Bound on rows that nothing was fitted on: the predictor is fixed, so a test-set bound is exact."""
-    if rows.fitted:
-        raise overlap_error(posterior, rows, CertificateError, "and a hold-out bound needs rows that it has not seen")
-    loss, x = _loss(posterior, data, request), data.x
-    prediction = posterior.predict(x) if request.draws is None else posterior.predict(x, max_draws=request.draws)
-    values = checked(loss.mixture(prediction, data.y), (len(data),), loss)
-    risk, n = math.fsum(values.tolist()) / len(data), len(data)
-    errors = int(values.sum()) if loss.zero_one else None
-    if errors is None:
-        theorem, bound = "Chernoff", chernoff_upper(risk=min(1.0, raised(risk)), n=n, delta=request.delta)
-    else:
-        theorem, bound = "binomial tail", clopper_pearson_upper(errors=errors, n=n, delta=request.delta)
-    return Certificate(
-        bound=float(bound),
-        risk=risk,
-        n=n,
-        delta=request.delta,
-        delta_split={"bound": request.delta},
-        theorem=theorem,
-        source=_SOURCES[theorem],
-        loss=loss.name,
-        predictor="mixture",
-        draws=prediction.draws,
-        assumptions=(*_COMMON, "nothing about the model, the method or its settings was chosen by these rows"),
-        reason=f"none of the {n} rows was used in fitting, so the predictor is fixed{_candidates(request)}",
-        errors=errors,
-        method=posterior.info.get("method"),
-    )
-
-
-def _pac_bayes(posterior: Posterior, data: Dataset, request: _Request, rows: Rows, kl: float) -> Certificate:
-    """PAC-Bayes on the rows outside the prior's, with a Monte-Carlo estimate of the Gibbs risk."""
-    loss, n = _loss(posterior, data, request), len(data)
-    monte_carlo = down(MONTE_CARLO_SHARE * request.delta)
-    share = down(request.delta - monte_carlo)
-    if draws_by_row(posterior):
-        passes = PASSES if request.draws is None else math.ceil(request.draws / n)
-        risk = row_risk(posterior, data, loss, passes=passes, seed=request.seed, progress=request.progress)
-        draws = passes * n
-    else:
-        draws = request.draws or DRAWS
-        risk = gibbs_risk(posterior, data, loss, draws=draws, seed=request.seed, progress=request.progress)
-    # A row's loss under a draw of its own, or the average over rows under one draw of all, lies in [0, 1], and they are
-    # independent given the rows, so the Chernoff bound applies: it does not ask for equal means.
-    risk_upper = float(chernoff_upper(risk=min(1.0, raised(risk)), n=draws, delta=monte_carlo))
-    inequality = mcallester if request.bound == "mcallester" else pac_bayes_kl
-    theorem = "McAllester" if request.bound == "mcallester" else "PAC-Bayes-kl"
-    left_out = f"; {rows.reserved} rows of the prior were left out" if rows.reserved else ""
-    return Certificate(
-        bound=float(inequality(risk=risk_upper, kl=kl, n=n, delta=share)),
-        risk=risk,
-        n=n,
-        delta=request.delta,
-        delta_split={"bound": share, "monte_carlo": monte_carlo},
-        theorem=theorem,
-        source=_SOURCES[theorem],
-        loss=loss.name,
-        predictor="gibbs",
-        draws=draws,
-        assumptions=(*_COMMON, "prior, scaler, model, method and its settings were fixed without these rows"),
-        reason=f"the posterior knows its KL divergence from a prior fixed without the {n} rows{left_out}"
-        + _candidates(request),
-        risk_upper=risk_upper,
-        kl=kl,
-        method=posterior.info.get("method"),
-    )
-
-
-def _divergence(posterior: Posterior) -> float | None:
-    """The posterior's KL, rounded up by more than a sum of float64 terms can lose; None without a density."""
-    kl = posterior.kl()
-    if kl is None:
-        return None
-    if math.isnan(kl) or kl < -1e-9:
-        raise CertificateError(f"The posterior's KL divergence from its prior is {kl:g}; it cannot be certified.")
-    return raised(max(float(kl), 0.0), 1e-10) + 1e-8
-
-
-def _loss(posterior: Posterior, data: Dataset, request: _Request) -> Loss:
-    """The loss asked for, or the default for what the posterior predicts."""
-    return request.loss or default_loss(posterior.predict(data.x[:1], max_draws=1).kind)
-
-
-def _candidates(request: _Request) -> str:
-    if request.candidates == 1:
-        return ""
-    return f"; one of {request.candidates} candidates on these rows, each at its share of delta, so all hold together"

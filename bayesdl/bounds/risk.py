@@ -21,30 +21,40 @@ CELLS = 2**20
 
 
 def gibbs_risk(
-    posterior: Posterior, data: Dataset, loss: Loss, *, draws: int, seed: int, progress: bool | None
+    posterior: Posterior,
+    data: Dataset,
+    loss: Loss,
+    *,
+    draws: int,
+    seed: int,
+    progress: bool | None,
+    together: int = 1,
 ) -> float:
     """Average loss over independent draws from the posterior and over the rows.
 
     Args:
-        posterior: A posterior with a density, whose ``predict`` draws anew by its seed.
+        posterior: A posterior with a density, whose ``sampler`` draws anew by its seed.
         data: The rows of the bound.
         loss: A loss in [0, 1].
-        draws: Number of draws.
+        draws: Number of draws, or of groups of draws.
         seed: Seed of the draws.
         progress: Whether to show a progress bar; None asks the terminal.
+        together: Draws in a group; the loss of a group at a row is the product of its members' losses.
 
     Raises:
         CertificateError: A loss is NaN or outside [0, 1].
     """
-    size = max(1, min(draws, CELLS // (len(data) * max(1, data.n_classes))))
+    size = max(1, min(draws, CELLS // (together * len(data) * max(1, data.n_classes))))
+    sample = posterior.sampler(data.x)
     total: list[float] = []
     bar = Bar("certify", draws, progress)
     try:
         for start in range(0, draws, size):
             bar.update(start, str)
             count = min(size, draws - start)
-            prediction = posterior.predict(data.x, max_draws=count, seed=derive_seed(seed, "certify", start))
-            total.append(float(checked(loss.draws(prediction, data.y), (count, len(data)), loss).sum()))
+            prediction = sample(count * together, derive_seed(seed, "certify", start))
+            losses = checked(loss.draws(prediction, data.y), (count * together, len(data)), loss)
+            total.append(float(losses.unflatten(0, (count, together)).prod(1).sum()))
     finally:
         bar.close(draws, str)
     return min(1.0, math.fsum(total) / (draws * len(data)))

@@ -134,7 +134,14 @@ class RowSampler:
 
 
 def row_risk(
-    posterior: GaussianPosterior, data: Dataset, loss: Loss, *, passes: int, seed: int, progress: bool | None
+    posterior: GaussianPosterior,
+    data: Dataset,
+    loss: Loss,
+    *,
+    passes: int,
+    seed: int,
+    progress: bool | None,
+    together: int = 1,
 ) -> float:
     """Average loss over rows, each with ``passes`` independent draws from the posterior of its own.
 
@@ -142,9 +149,10 @@ def row_risk(
         posterior: one that ``draws_by_row`` takes.
         data: the rows of the bound.
         loss: a loss in [0, 1].
-        passes: draws for each row.
+        passes: draws for each row, or groups of draws.
         seed: of the draws.
         progress: whether to show a progress bar; None asks the terminal.
+        together: draws in a group; the loss of a group at a row is the product of its members' losses.
 
     Raises:
         CertificateError: a loss is NaN or outside [0, 1].
@@ -159,8 +167,8 @@ def row_risk(
             for begin in range(0, len(data), size):
                 rows = slice(begin, begin + size)
                 y = data.y[rows]
-                values = loss.draws(sampler.predict(rows), y)
-                total.append(float(checked(values, (1, len(y)), loss).sum()))
+                values = [checked(loss.draws(sampler.predict(rows), y), (1, len(y)), loss) for _ in range(together)]
+                total.append(float(torch.cat(values).prod(0).sum()))
     finally:
         bar.close(passes, str)
     return min(1.0, math.fsum(total) / (passes * len(data)))

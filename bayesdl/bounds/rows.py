@@ -18,6 +18,7 @@ class Rows:
 
     Args:
         bound: ``[n]`` positions of the rows outside the prior's rows A: the rows B that a PAC-Bayes bound uses.
+        unseen: Positions of the rows that nothing was fitted on, which a hold-out bound uses.
         fitted: Number of rows of the data that were used in fitting, A included.
         reserved: Number of rows of the data that belong to A.
         copies: Number of rows of the data from another source that equal rows of A.
@@ -25,6 +26,7 @@ class Rows:
     """
 
     bound: Tensor
+    unseen: Tensor
     fitted: int
     reserved: int
     copies: int
@@ -71,6 +73,7 @@ def select_rows(posterior: Posterior, data: Dataset) -> Rows:
         )
     return Rows(
         bound=torch.nonzero(~reserved).flatten(),
+        unseen=torch.nonzero(~(fitted | copies)).flatten(),
         fitted=int((fitted | copies).sum()),
         reserved=int(reserved.sum()),
         copies=int(copies_of_prior.sum()),

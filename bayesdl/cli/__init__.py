@@ -1,4 +1,4 @@
-"""The command line: ``bayesdl describe | fit | predict | evaluate | certify | compare``."""
+"""The command line: ``bayesdl describe | fit | predict | evaluate | certify | verify | compare``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bayesdl.cli.describe import describe
 from bayesdl.cli.evaluate import evaluate
 from bayesdl.cli.fit import fit
 from bayesdl.cli.predict import predict
+from bayesdl.cli.verify import verify
 from bayesdl.errors import BayesdlError
 
 BAD_INPUT = 2
@@ -33,12 +34,13 @@ app = typer.Typer(
         "  bayesdl predict run diabetes                    mean, spread and interval of each held-out row\n"
         "  bayesdl evaluate run diabetes                   scores on the held-out rows\n"
         "  bayesdl certify run diabetes                    a bound that holds with 95% probability\n"
+        "  bayesdl verify cert.json                        recompute a certificate that certify --out wrote\n"
         "  bayesdl compare diabetes                        several methods in one table\n\n"
         "Every command explains itself: bayesdl fit --help. Results go to stdout, progress and errors to stderr; "
         "the exit code is 2 for bad input."
     ),
 )
-for command in (describe, fit, predict, evaluate, certify, compare):
+for command in (describe, fit, predict, evaluate, certify, verify, compare):
     app.command()(command)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, cast, get_args
 
 import typer
 
 from bayesdl.bounds import certify as certify_posterior
+from bayesdl.bounds.certify import Bound
 from bayesdl.cli import _options as options
 from bayesdl.cli._output import print_json
 from bayesdl.cli._rows import Rows, chosen_rows, remembered
@@ -24,7 +26,11 @@ def certify(
     draws: Annotated[
         int | None, typer.Option(help="Posterior draws for the Monte-Carlo step.", show_default=False)
     ] = None,
+    bound: Annotated[str, typer.Option(help=f"The theorem: {', '.join(get_args(Bound))}.", metavar="NAME")] = "auto",
     seed: options.Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the certificate as JSON, for `bayesdl verify`.", show_default=False)
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Bound the expected loss of the posterior in FOLDER.
@@ -45,8 +51,10 @@ def certify(
     if rows is None:
         rows = "held-out" if posterior.problem.prior_rows is None else "train"
     certificate = certify_posterior(
-        posterior, chosen_rows(dataset, rows, posterior), delta=delta, draws=draws, seed=seed
+        posterior, chosen_rows(dataset, rows, posterior), delta=delta, draws=draws, seed=seed, bound=cast(Bound, bound)
     )
+    if out is not None:
+        certificate.save(out)
     if as_json:
         print_json(certificate.to_dict())
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -298,7 +298,7 @@ class ProfileEvidence:
         return values.new_zeros(self.count).index_add_(0, self.owner[tuned], values[tuned])
 
     def _with(self, centre: Tensor, sd: Tensor) -> Problem:
-        return replace(self.problem, density=self.problem.density.with_gaussian_prior(centre, sd))
+        return self.problem.with_prior_by_rows(centre, sd)
 
     def _slope_by_noise(self, point: Point) -> float:
         """``d log joint / d log sigma`` at a point; 0 without unknown noise."""

@@ -129,7 +129,7 @@ class LastLayer(Optimiser):
             assert own is not None  # applies_to has asked
             sd = own[1].clone()
             sd[part] *= scale
-            problem = replace(problem, density=density.with_gaussian_prior(own[0], sd))
+            problem = problem.with_prior_by_rows(own[0], sd)
         return GaussianPosterior(problem, laws[0], info) if len(laws) == 1 else MixturePosterior(problem, laws, info)
 
     def _train(self, problem: Problem, run: Run, part: slice, noise: Site | None) -> tuple[Tensor, dict[str, Any]]:

@@ -44,6 +44,10 @@ class Process:
         self.kernel, self.mean, self.x, self.inducing = kernel, mean, x, inducing
         self.parameters = [p for m in (kernel, mean) for p in m.parameters() if p.requires_grad] if fitted else []
 
+    def at(self, rows: Tensor) -> Process:
+        """The same kernel and mean, hyperparameters shared, over some of the rows."""
+        return Process(self.kernel, self.mean, self.x[rows], bool(self.parameters))
+
     @property
     def vector(self) -> Tensor:
         """The fitted hyperparameters in GPyTorch's unconstrained (raw) coordinates, ``[P]``."""

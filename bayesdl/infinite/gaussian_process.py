@@ -43,6 +43,7 @@ class GaussianProcess(Method):
 
     tempered: ClassVar[bool] = False
     takes_prior: ClassVar[bool] = False
+    learns_prior: ClassVar[bool] = True
 
     noise: float | None = field(default=None, kw_only=True)
     steps: int = field(default=100, kw_only=True)
@@ -111,13 +112,16 @@ class GaussianProcess(Method):
         iterative = self._iterates(problem)
         if not iterative and self.inducing is None:
             self._check_rows(len(x), problem)
+        learning = self._learning_rows(problem, run, len(x), iterative)
         kernel, mean = self._prior(problem)
         z = None if self.inducing is None else x[pivoted_cholesky(kernel, x, self.inducing)[0]]
         process = Process(kernel, mean, x, self.fit_kernel, z)
-        if isinstance(problem.model.likelihood, Gaussian) or self.dirichlet is not None:
-            a, b, noise, info, ready = self._regress(problem, run, process, iterative)
+        regression = isinstance(problem.model.likelihood, Gaussian)
+        learnt = bool(process.parameters) or (regression and not isinstance(self._noise(problem), (int, float)))
+        if regression or self.dirichlet is not None:
+            a, b, noise, info, ready = self._regress(problem, run, process, learning, iterative)
         else:
-            (a, b, info), noise, ready = self._classify(problem, run, process), None, None
+            (a, b, info), noise, ready = self._classify(problem, run, process, learning), None, None
         for parameter in (*kernel.parameters(), *mean.parameters()):
             parameter.requires_grad_(False)
         info |= {
@@ -125,6 +129,7 @@ class GaussianProcess(Method):
             "solver": "cg" if iterative else "cholesky",
             "hyperparameters": structure.hyperparameters(kernel) | structure.hyperparameters(mean),
             "structure": structure.storable(kernel, mean, x[:20]),
+            "hyperparameters_from": _learnt_from(run, learnt),
         }
         return GPPosterior(problem, kernel, mean, x, a, b, noise, info, inducing=z, ready=ready)
 
@@ -133,6 +138,28 @@ class GaussianProcess(Method):
         gaussian = isinstance(problem.model.likelihood, Gaussian) or self.dirichlet is not None
         large = self.solver == "auto" and problem.n > self.max_rows
         return self.inducing is None and (self.solver == "cg" or (large and gaussian))
+
+    def _noise(self, problem: Problem) -> Any:
+        """The noise as it was stated: a number, a prior over it, or what says that it is to be learnt."""
+        return problem.model.likelihood.noise if self.noise is None else self.noise
+
+    def _learning_rows(self, problem: Problem, run: Run, n: int, iterative: bool) -> Tensor:
+        """``[n]`` bool: the rows that noise and kernel are fitted on; with ``prior_rows`` these alone."""
+        if not run.learn_prior:
+            return torch.ones(n, dtype=torch.bool)
+        if iterative or self.inducing is not None:
+            raise MethodError(
+                f"{self.name}: prior_rows is for a certificate, whose divergence is known without inducing points and "
+                "iterations alone; use solver='cholesky', or certify on rows that the fit has not seen."
+            )
+        assert problem.rows is not None  # prepare refuses prior_rows otherwise
+        assert problem.prior_rows is not None  # likewise
+        learning = problem.rows.isin(problem.prior_rows)
+        if bool(learning.all()):
+            raise MethodError(
+                f"prior_rows holds all {n} rows: none are left to update the prior with. Give a part of them."
+            )
+        return learning
 
     def _check_rows(self, n: int, problem: Problem) -> None:
         if n > self.max_rows:
@@ -144,16 +171,17 @@ class GaussianProcess(Method):
             )
 
     def _regress(
-        self, problem: Problem, run: Run, process: Process, iterative: bool
+        self, problem: Problem, run: Run, process: Process, learning: Tensor, iterative: bool
     ) -> tuple[Tensor, Tensor, float | None, dict[str, Any], Conditioned | None]:
         """Fit noise and hyperparameters; the sites then hold the data exactly."""
         y, noise, prior = self._targets(problem)
         n, part, targets, deviation = len(process.x), process, y, noise
         if iterative and n > self.max_rows:
-            rows = torch.randperm(n, generator=generator(run.seed, self.name, "rows"))[: self.max_rows]
-            part = Process(process.kernel, process.mean, process.x[rows], self.fit_kernel)
-            targets = y[:, rows]
-            deviation = noise[:, rows] if isinstance(noise, Tensor) else noise
+            few = torch.randperm(n, generator=generator(run.seed, self.name, "rows"))[: self.max_rows]
+            learning = torch.zeros(n, dtype=torch.bool).index_fill(0, few, True)
+        if not bool(learning.all()):
+            part, targets = process.at(learning), y[:, learning]
+            deviation = noise[:, learning] if isinstance(noise, Tensor) else noise
         info: dict[str, Any] = {"evidence": "exact" if self.inducing is None else "lower bound", "converged": True}
         objective = Evidence(part, targets, deviation, prior)
         if not iterative or process.parameters or noise is None:
@@ -189,21 +217,25 @@ class GaussianProcess(Method):
         if self.dirichlet is not None:
             targets, deviations = dirichlet_targets(y, max(2, _outputs(problem)), self.dirichlet)
             return targets, deviations, None
-        stated = problem.model.likelihood.noise if self.noise is None else self.noise
+        stated = self._noise(problem)
         prior = stated if isinstance(stated, PositivePrior) else None
         fixed = float(stated) if isinstance(stated, (int, float)) else None
         y = y.double()
         return y.unsqueeze(0) if y.dim() == 1 else y.T, fixed, prior
 
-    def _classify(self, problem: Problem, run: Run, process: Process) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def _classify(
+        self, problem: Problem, run: Run, process: Process, learning: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Fit the hyperparameters if asked for, then the sites."""
-        expectation, outputs = _expectation(problem), _outputs(problem)
-        sites, converged = None, True
+        y = problem.batch[problem.y_name or "y"].to("cpu")
+        expectation, outputs = _expectation(problem, y), _outputs(problem)
+        sites, converged, every = None, True, bool(learning.all())
         if process.parameters:
-            engine = Maximise(Bound(process, outputs, expectation), self.steps)
+            part = process if every else process.at(learning)
+            engine = Maximise(Bound(part, outputs, _expectation(problem, y[learning])), self.steps)
             found = run.stage("hyperparameters").drive(engine, problem.density)
             process.assign(found["z"])
-            sites, converged = (found["a"], found["b"]), bool(found["converged"])
+            sites, converged = ((found["a"], found["b"]) if every else None), bool(found["converged"])
         with torch.no_grad():
             mean, prior = process.prior()
             state = run.drive(SiteUpdates(mean, prior, outputs, expectation, sites), problem.density)
@@ -212,9 +244,15 @@ class GaussianProcess(Method):
         return state["a"], state["b"], info
 
 
-def _expectation(problem: Problem) -> Expectation:
-    """The likelihood's, of the training labels."""
-    y = problem.batch[problem.y_name or "y"].to("cpu")
+def _learnt_from(run: Run, learnt: bool) -> str:
+    """Which rows noise and kernel were fitted on: a certificate's prior must not have seen the rows of its bound."""
+    if run.learn_prior:
+        return "prior rows"
+    return "all rows" if learnt else "nothing"
+
+
+def _expectation(problem: Problem, y: Tensor) -> Expectation:
+    """The likelihood's, of labels."""
     if isinstance(problem.model.likelihood, Bernoulli):
         return bernoulli_expectation(y)
     return categorical_expectation(y, _outputs(problem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from bayesdl._rng import derive_seed, generator
 from bayesdl.errors import MethodError, ModelMismatch, ModelRequired
 from bayesdl.infinite import structure
 from bayesdl.infinite.conditioned import Conditioned, Exact, Inducing, Iterative
+from bayesdl.infinite.divergence import kl_of
 from bayesdl.infinite.variational import normal_points
 from bayesdl.models.likelihoods import Bernoulli, Gaussian
 from bayesdl.posterior.base import Posterior
@@ -131,6 +133,70 @@ class GPPosterior(Posterior):
         mean, variance = self._moments(self._flat(batch), None)
         values: Tensor = self._at_draws(mean, variance, max_draws, seed).log_prob(target)
         return values - target[0].numel() * float(self.problem.scaler.y_scale.log())
+
+    def sampler(self, x: Any) -> Callable[[int, int], Prediction]:
+        """See the base class: here each draw is one of every row's latent functions, by independent normal points.
+
+        The same points serve every row, so draws are right row by row, which is all that an average over rows needs.
+        """
+        mean, variance = self._moments(self._inputs(x), None)
+        scaler = self.problem.scaler
+
+        def sample(draws: int, seed: int) -> Prediction:
+            source = generator(seed, "GP", "sampler")
+            points = torch.randn(draws, len(mean), generator=source, dtype=torch.float64)
+            distribution = self._at_points(mean, variance, points)
+            return Prediction(distribution, shift=float(scaler.y_mean), scale=float(scaler.y_scale))
+
+        return sample
+
+    def kl(self) -> float | None:
+        """KL(posterior process || prior process) in nats; None where the rows of a bound chose kernel or noise.
+
+        With ``prior_rows`` kernel and noise were fitted on those alone, and the prior of a regression is the process
+        conditioned on them; for classes, whose sites depend on all rows, it is the process before any.
+        """
+        parts = self.kl_parts()
+        return None if parts is None else sum(parts.values())
+
+    def kl_parts(self) -> dict[str, float] | None:
+        """The divergence of each latent function."""
+        if not self._fixed:
+            return None
+        with torch.no_grad():
+            covariance = self._modules()[0](self.x).to_dense()
+        return kl_of(covariance, self.a, self.b, self._early())
+
+    def learnt_prior(self) -> GPPosterior | None:
+        """The process conditioned on the rows of the prior."""
+        early = self._early()
+        if early is None:
+            return None
+        kernel, mean = self._modules()
+        a, b = self.a[:, early], self.b[:, early]
+        return GPPosterior(self._problem, kernel, mean, self.x[early], a, b, self.noise, self.info)
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether kernel and noise were stated or fitted on the prior's rows alone, and the sites lie at the rows."""
+        exact = self.inducing is None and self.info.get("solver") != "cg"
+        return exact and self.info.get("hyperparameters_from", "all rows") != "all rows"
+
+    def _early(self) -> Tensor | None:
+        """``[n]`` bool: the rows of a regression that the prior of a certificate is conditioned on; None without."""
+        problem = self.problem
+        if self.noise is None or not self._fixed or problem.rows is None or problem.prior_rows is None:
+            return None
+        among = problem.rows.isin(problem.prior_rows)
+        return among if bool(among.any()) and not bool(among.all()) else None
+
+    def why_no_kl(self) -> str:
+        """See the base class."""
+        return (
+            "knows no KL divergence from a prior fixed in advance, because kernel or noise were fitted to the same "
+            "rows (fit with prior_rows=0.5, or state the noise and keep fit_kernel=False), or because inducing points "
+            "or iterations stand for the process"
+        )
 
     def functions(self, x: Any, n: int = 100, seed: int = 0) -> Tensor:
         """Return joint draws of the latent function without noise, ``[n, N]``, or ``[n, N, C]`` with C functions.
@@ -275,6 +341,10 @@ class GPPosterior(Posterior):
         The same standard normal points serve every row, so that a row's prediction does not depend on its batch.
         """
         points = normal_points(draws, len(mean), derive_seed(seed, "GP", "predict") % 2**31)
+        return self._at_points(mean, variance, points)
+
+    def _at_points(self, mean: Tensor, variance: Tensor, points: Tensor) -> Distribution:
+        """The target's distribution at latent functions ``mean + sd * point`` for points ``[S, C]``."""
         f = self._latent((mean.T + variance.T.sqrt() * points.unsqueeze(1)).mT).mT
         single = f.squeeze(-1) if f.shape[-1] == 1 else f
         likelihood = self.problem.model.likelihood

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -228,6 +229,26 @@ class Posterior(ABC):
     def kl(self) -> float | None:
         """KL(posterior || prior) in nats where it is known in closed form, else None."""
         return None
+
+    def kl_parts(self) -> dict[str, float] | None:
+        """The terms that ``kl`` is the sum of, by name; None where it is not known, or known as one number only."""
+        return None
+
+    def learnt_prior(self) -> Posterior | None:
+        """What was learnt on the rows of the prior alone, as a posterior; None where nothing was."""
+        return None
+
+    def why_no_kl(self) -> str:
+        """What stands in the way where ``kl`` is None or infinite, to follow "this posterior"."""
+        return "has no density" if self.kl() is None else "has an infinite KL divergence from its prior"
+
+    def sampler(self, x: Any) -> Callable[[int, int], Prediction]:
+        """How to predict at raw inputs with independent draws: a function of their number and a seed.
+
+        The draws of ``predict`` may be thinned, or spread more evenly than chance; these are independent, as the
+        Monte-Carlo step of a certificate needs them. Only for posteriors that draw anew by the seed.
+        """
+        return lambda draws, seed: self.predict(x, max_draws=draws, seed=seed)
 
     def save(self, path: str | Path) -> Path:
         """Write the posterior into the folder ``path``: tensors in safetensors, the rest in JSON.

@@ -70,6 +70,30 @@ class GaussianPosterior(Posterior):
         found = self.law.kl(prior)
         return None if found.isposinf() else float(found)
 
+    def kl_parts(self) -> dict[str, float] | None:
+        """KL of each site's marginal, and what is left, "between sites".
+
+        Under a prior with independent sites that rest is the total correlation of the sites under q, never negative.
+        """
+        total, prior = self.kl(), prior_law(self.problem.density)
+        if total is None or prior is None:
+            return None
+        parts: dict[str, float] = {}
+        for site in self.problem.density.sites:
+            part = slice(site.start, site.start + site.unconstrained_shape.numel())
+            parts[site.name] = float(self.law.marginal(part).kl(prior.marginal(part)))
+        return parts | {"between sites": total - sum(parts.values())}
+
+    def learnt_prior(self) -> Posterior | None:
+        """The Gaussian that replaced the model's prior."""
+        density = self.problem.density
+        law = None if density.new_prior is None else prior_law(density)
+        return None if law is None else GaussianPosterior(self.problem, law, self.info)
+
+    def why_no_kl(self) -> str:
+        """See the base class."""
+        return "knows no KL divergence from its prior in closed form"
+
     def tensors(self) -> dict[str, Tensor]:
         """Mean and covariance."""
         return self.law.tensors()

@@ -132,6 +132,12 @@ class Problem:
         rows = None if self.rows is None else self.rows.take(index)
         return replace(self, density=density, batch=batch, rows=rows)
 
+    def with_prior_by_rows(self, mean: Tensor, sd: Tensor) -> Problem:
+        """The same with a Gaussian prior over z that was chosen by its rows; they are the prior's from then on."""
+        parts = [part for part in (self.rows, self.prior_rows) if part is not None]
+        seen = None if self.rows is None else RowIds.concat(parts).unique()[0]
+        return replace(self, density=self.density.with_gaussian_prior(mean, sd), prior_rows=seen)
+
     def inputs(self, x: Any) -> dict[str, Any]:
         """The program's arguments, without the target, for raw inputs ``x`` (or a dict of them).
 

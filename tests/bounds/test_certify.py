@@ -314,3 +314,30 @@ def test_a_share_of_delta_prints_in_few_digits_and_never_more_than_it_is() -> No
         certificate = certify([Thresholds(fitted.rows, None)] * k, unseen, delta=0.05)[0]
         assert f"probability at least {printed} " in certificate.statement()
         assert float(printed) <= 1 - certificate.delta
+
+
+class Learnt(Thresholds):
+    """Its prior was learnt, and is almost the same predictor; its divergence makes PAC-Bayes useless."""
+
+    def learnt_prior(self) -> Thresholds:
+        return Thresholds(self.problem.rows, self.problem.prior_rows, sd=1e-9)
+
+
+def test_the_best_of_several_roads_holds_because_they_share_delta() -> None:
+    # At no errors the binomial bound is 1 - delta^(1/n): a true risk just above it is missed at the rate delta. Rows B
+    # bound the prior, rows never fitted the mixture, so two independent chances to be lucky.
+    runs, n, delta = 80, 30, 0.2
+    risk = 1 - (delta / 3) ** (1 / n) + 1e-6
+    failures = 0
+    for run in range(runs):
+        data = threshold_data(2 * n + 1, seed=5000 + run, flip=risk)
+        posterior = Learnt(data[: n + 1].rows, data[:1].rows, sd=1e-9, kl=1e4)
+        best = certify(posterior, data, delta=delta, draws=1, bound="best", progress=False)
+        assert len(best.beside) == 2
+        assert sum(best.delta_split.values()) <= delta
+        failures += best.bound < risk
+    assert 0 < failures <= stats.binom.ppf(0.999, runs, delta)
+    # The smaller of two, each at the whole of delta, misses almost twice as often as delta.
+    risk = 1 - delta ** (1 / n) + 1e-6
+    errors = np.random.default_rng(0).binomial(n, risk, size=(20_000, 2)).min(1)
+    assert float((clopper_pearson_upper(errors=errors, n=n, delta=delta) < risk).mean()) > 1.6 * delta

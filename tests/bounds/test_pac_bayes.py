@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import special
 
 from bayesdl.bounds.concentration import binary_kl
-from bayesdl.bounds.pac_bayes import kl_divergence_gaussian, mcallester, pac_bayes_kl
+from bayesdl.bounds.gaussian_kl import kl_divergence_gaussian
+from bayesdl.bounds.pac_bayes import mcallester, pac_bayes_kl
 from bayesdl.errors import CertificateError
 
 RISK, KL, N, DELTA = st.floats(0, 1), st.floats(0, 1e4), st.integers(1, 100_000), st.floats(1e-6, 0.5)

@@ -234,7 +234,6 @@ def test_weights_cannot_be_drawn() -> None:
     posterior = NNGP().fit(network(), table())
     with pytest.raises(MethodError, match="functions"):
         posterior.draws(3)
-    assert posterior.kl() is None
     with pytest.raises(MethodError, match="n must be"):
         posterior.functions(table()[0], n=0)
 
