@@ -17,6 +17,7 @@ from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method, Work
 from bayesdl.infer.optimise import MAP
+from bayesdl.infer.optimisers import descend, slots_like
 from bayesdl.infer.row_noise import row_noise
 from bayesdl.infer.schedules import Schedule
 from bayesdl.infer.starts import start
@@ -61,8 +62,10 @@ class PACBayes(Method):
         steps: updates of the posterior.
         prior_steps: updates of the network at the prior's mean.
         batch_size: rows in a mini-batch; None takes all rows.
-        learning_rate: of Adam, for mean and log sd; a number starts a cosine to zero, a Schedule is taken as it is.
-        prior_learning_rate: the same for the prior's mean.
+        learning_rate: of gradient descent with momentum 0.9, for the mean in units of the prior's sd and for log sd; a
+            number starts a cosine to zero, a Schedule is taken as it is. Not Adam: its steps are as long where the
+            gradient is nothing but noise, and in a million coordinates that costs more than the rest gains.
+        prior_learning_rate: of Adam, for the prior's mean.
         samples: draws for one gradient.
         estimator: of its gradient, as in ``MeanFieldVI``; None takes "local" for networks that allow it, else
             "reparameterisation".
@@ -80,7 +83,7 @@ class PACBayes(Method):
     steps: int = 2000
     prior_steps: int = 2000
     batch_size: int | None = None
-    learning_rate: float | Schedule = 0.005
+    learning_rate: float | Schedule = 1.0
     prior_learning_rate: float | Schedule = 0.02
     samples: int = 1
     estimator: str | None = None
@@ -199,8 +202,8 @@ class BoundEngine(GaussianEngine):
     """Gaussian variational inference whose weight of the KL is the one by which a bound falls fastest.
 
     With r the risk, the bound f(r, KL) has the gradient ``f_r grad r + f_k grad KL``, and the ELBO of N rows under the
-    clipped loss, whose range is c, ``-N c grad r - w grad KL``: it is the same direction with ``w = N c f_k / f_r``.
-    Adam takes no notice of the length.
+    clipped loss, whose range is c, ``-N c grad r - w grad KL``: with ``w = N c f_k / f_r`` it is ``-N c / f_r`` times
+    as long.
 
     State besides that of the ELBO: risk, its running mean.
 
@@ -222,10 +225,25 @@ class BoundEngine(GaussianEngine):
 
     def weight(self, state: State) -> float:
         """See the class."""
-        by_risk, by_kl = objectives.slopes(
-            self.bound, float(state["risk"]), self.kl(state["parameters"]), self.counted, self.delta
-        )
+        by_risk, by_kl = self.slopes(state)
         return self.problem.n * self.loss.range * by_kl / by_risk
+
+    def slopes(self, state: State) -> tuple[float, float]:
+        """The bound's, by risk and divergence."""
+        kl = self.kl(state["parameters"])
+        return objectives.slopes(self.bound, float(state["risk"]), kl, self.counted, self.delta)
+
+    def slots(self, parameters: Tensor) -> State:
+        """See the base class."""
+        return slots_like("sgd", parameters)
+
+    def move(self, state: State, gradient: Tensor) -> State:
+        """Gradient descent on the bound, for the mean in units of the prior's sd."""
+        step, parameters = state["step"], state["parameters"]
+        downhill = gradient * (-self.slopes(state)[0] / (self.problem.n * self.loss.range))
+        downhill[: len(self.random)] *= _prior(self.problem)[1].square()
+        moved, slots = descend("sgd", parameters, downhill, state, step, self.schedule(step))
+        return slots | {"parameters": moved}
 
     def step(self, state: State) -> State:
         """Also follow the risk."""
@@ -241,9 +259,7 @@ class BoundEngine(GaussianEngine):
     def kl(self, parameters: Tensor) -> float:
         """KL(q || prior)."""
         mean, log_sd = self.objective.split(parameters)
-        found = self.problem.density.gaussian_prior()
-        assert found is not None  # the method gave it
-        centre, sd = found
+        centre, sd = _prior(self.problem)
         ratio = log_sd - sd.log()
         return float((((mean - centre) / sd).square() + (2 * ratio).exp() - 1 - 2 * ratio).sum(dtype=torch.float64) / 2)
 
