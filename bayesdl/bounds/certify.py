@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, overload
 from bayesdl.bounds._numbers import arrays, down, require_count, require_delta
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.concentration import chernoff_upper, clopper_pearson_upper
+from bayesdl.bounds.divergence import posterior_kl_upper
 from bayesdl.bounds.loss import Loss, default_loss
 from bayesdl.bounds.pac_bayes import mcallester, pac_bayes_kl
 from bayesdl.bounds.risk import checked, gibbs_risk, raised
@@ -242,7 +243,10 @@ def _pac_bayes(posterior: Posterior, data: Dataset, request: _Request, rows: Row
 
 
 def _divergence(posterior: Posterior) -> float | None:
-    """The posterior's KL, rounded up by more than a sum of float64 terms can lose; None without a density."""
+    """The posterior's KL, rounded up by more than double precision can lose; None without a density."""
+    kl = posterior_kl_upper(posterior)
+    if kl is not None:
+        return kl
     kl = posterior.kl()
     if kl is None:
         return None
