@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.certify import certify
+from bayesdl.bounds.compressed import compress
 from bayesdl.bounds.concentration import (
     binary_kl,
     chernoff_upper,
@@ -15,6 +16,8 @@ from bayesdl.bounds.concentration import (
     kl_inverse_lower,
     kl_inverse_upper,
 )
+from bayesdl.bounds.divergence import kl_upper
+from bayesdl.bounds.finite import weigh
 from bayesdl.bounds.loss import IntervalMiss, Loss, ZeroOne, bounded
 from bayesdl.bounds.pac_bayes import kl_divergence_gaussian, mcallester, pac_bayes_kl
 
@@ -28,10 +31,13 @@ __all__ = [
     "certify",
     "chernoff_upper",
     "clopper_pearson_upper",
+    "compress",
     "hoeffding",
     "kl_divergence_gaussian",
     "kl_inverse_lower",
     "kl_inverse_upper",
+    "kl_upper",
     "mcallester",
     "pac_bayes_kl",
+    "weigh",
 ]

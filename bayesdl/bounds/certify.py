@@ -11,6 +11,7 @@ from bayesdl.bounds._numbers import arrays, down, require_count, require_delta
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.concentration import chernoff_upper, clopper_pearson_upper
 from bayesdl.bounds.divergence import posterior_kl_upper
+from bayesdl.bounds.finite import exact_risk
 from bayesdl.bounds.loss import Loss, default_loss
 from bayesdl.bounds.pac_bayes import mcallester, pac_bayes_kl
 from bayesdl.bounds.risk import checked, gibbs_risk, raised
@@ -18,7 +19,7 @@ from bayesdl.bounds.row_draws import draws_by_row, row_risk
 from bayesdl.bounds.rows import Rows, overlap_error, select_rows
 from bayesdl.data import Dataset, as_dataset
 from bayesdl.errors import CertificateError, DataDependentPrior
-from bayesdl.posterior import Posterior
+from bayesdl.posterior import FinitePosterior, Posterior
 
 Bound = Literal["auto", "kl", "mcallester", "holdout"]
 
@@ -209,7 +210,10 @@ def _pac_bayes(posterior: Posterior, data: Dataset, request: _Request, rows: Row
     loss, n = _loss(posterior, data, request), len(data)
     monte_carlo = down(MONTE_CARLO_SHARE * request.delta)
     share = down(request.delta - monte_carlo)
-    if draws_by_row(posterior):
+    risk_upper: float | None
+    if isinstance(posterior, FinitePosterior):
+        risk, share, draws = exact_risk(posterior, data, loss), request.delta, len(posterior.z)
+    elif draws_by_row(posterior):
         passes = PASSES if request.draws is None else math.ceil(request.draws / n)
         risk = row_risk(posterior, data, loss, passes=passes, seed=request.seed, progress=request.progress)
         draws = passes * n
@@ -218,16 +222,20 @@ def _pac_bayes(posterior: Posterior, data: Dataset, request: _Request, rows: Row
         risk = gibbs_risk(posterior, data, loss, draws=draws, seed=request.seed, progress=request.progress)
     # A row's loss under a draw of its own, or the average over rows under one draw of all, lies in [0, 1], and they are
     # independent given the rows, so the Chernoff bound applies: it does not ask for equal means.
-    risk_upper = float(chernoff_upper(risk=min(1.0, raised(risk)), n=draws, delta=monte_carlo))
+    if isinstance(posterior, FinitePosterior):
+        split, risk_upper, safe = {"bound": share}, None, min(1.0, raised(risk))
+    else:
+        safe = risk_upper = float(chernoff_upper(risk=min(1.0, raised(risk)), n=draws, delta=monte_carlo))
+        split = {"bound": share, "monte_carlo": monte_carlo}
     inequality = mcallester if request.bound == "mcallester" else pac_bayes_kl
     theorem = "McAllester" if request.bound == "mcallester" else "PAC-Bayes-kl"
     left_out = f"; {rows.reserved} rows of the prior were left out" if rows.reserved else ""
     return Certificate(
-        bound=float(inequality(risk=risk_upper, kl=kl, n=n, delta=share)),
+        bound=float(inequality(risk=safe, kl=kl, n=n, delta=share)),
         risk=risk,
         n=n,
         delta=request.delta,
-        delta_split={"bound": share, "monte_carlo": monte_carlo},
+        delta_split=split,
         theorem=theorem,
         source=_SOURCES[theorem],
         loss=loss.name,

@@ -20,7 +20,7 @@ from torch import Tensor
 from bayesdl.bounds._numbers import EPS
 from bayesdl.bounds.pac_bayes import kl_divergence_gaussian
 from bayesdl.errors import MethodError
-from bayesdl.posterior import Posterior
+from bayesdl.posterior import FinitePosterior, Posterior
 from bayesdl.posterior.covariance import CHUNK, Blocks, Covariance, Dense, Diagonal, Kronecker, LowRank, restore
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.normal import Normal
@@ -35,6 +35,8 @@ Interval = tuple[float, float]
 
 def posterior_kl_upper(posterior: Posterior) -> float | None:
     """``kl_upper`` of a Gaussian posterior from its prior; None where it has no KL, or none with a derived bound."""
+    if isinstance(posterior, FinitePosterior):
+        return posterior.divergence
     if posterior.kl() is None or not isinstance(posterior, GaussianPosterior):
         return None
     prior = prior_law(posterior.problem.density)
