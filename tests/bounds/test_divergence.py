@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bayesdl.bounds.divergence import _least_eigenvalue as least_eigenvalue
+from bayesdl.bounds.divergence import _log_det as log_det
+from bayesdl.bounds.divergence import _square_in as square_in
 from bayesdl.bounds.divergence import kl_upper
 from bayesdl.errors import MethodError
 from bayesdl.posterior.covariance import Blocks, Covariance, Dense, Diagonal, Kronecker, LowRank
@@ -146,6 +149,41 @@ def test_nearly_singular_priors_are_solved_with_their_residual_counted(
     bound, exact = kl_upper(q, p), exact_kl(q, p)
     assert exact <= bound
     assert bound <= exact * (1 + looseness)
+
+
+def test_log_determinants_lie_in_their_intervals() -> None:
+    """Nearly parallel columns far above the noise: the factorisation loses digits, more than the logarithms do."""
+    for seed in range(40):
+        column = normals(seed, D, 1)
+        factor = column + 1e-3 * normals(seed + 100, D, 3)
+        covariance = LowRank(torch.full((D,), 1e-3, dtype=torch.float64), factor)
+        low, high = log_det(covariance)
+        with mpmath.workdps(80):
+            exact = mpmath.log(mpmath.det(exact_matrix(covariance)))
+        assert low <= exact <= high
+        assert high - low < 1e-4
+
+
+def test_solves_are_only_a_guess_whose_residual_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, p = Normal(normals(3, D), low_rank(4)), Normal(normals(5, D), dense(6))
+    exact, before, right = exact_kl(q, p), kl_upper(q, p), Dense.solve
+    monkeypatch.setattr(Dense, "solve", lambda self, rows: 1.1 * right(self, rows))
+    bound = kl_upper(q, p)
+    assert before < bound
+    assert exact <= bound <= exact * 1.5
+
+
+def test_products_count_their_rounding() -> None:
+    """Squares ``a^T T^-1 a`` in covariances whose eigenvalues lie far apart: half of the plain values are too small."""
+    spread = torch.diag(10.0 ** torch.linspace(0, -4, D, dtype=torch.float64))
+    for seed in range(25):
+        rows, mixing = normals(seed, 1, D), normals(seed + 100, D, D)
+        covariance = Dense.of(mixing @ spread @ mixing.mT)
+        with mpmath.workdps(60):
+            vector = mpmath.matrix(rows[0].tolist())
+            exact = (vector.T * exact_matrix(covariance) ** -1 * vector)[0]
+        found = square_in(rows, covariance, least_eigenvalue(covariance))
+        assert exact <= found <= exact * (1 + 1e-4)
 
 
 def test_what_has_no_bound_is_told() -> None:
