@@ -11,6 +11,7 @@ from bayesdl.bounds.catoni import catoni
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.certify import certify
 from bayesdl.bounds.comparison import BoundComparison, compare_bounds
+from bayesdl.bounds.compressed import compress
 from bayesdl.bounds.concentration import (
     bernstein,
     betting_lower,
@@ -25,6 +26,8 @@ from bayesdl.bounds.concentration import (
     kl_inverse_lower,
     kl_inverse_upper,
 )
+from bayesdl.bounds.divergence import kl_upper
+from bayesdl.bounds.finite import weigh
 from bayesdl.bounds.gaussian_kl import kl_divergence_gaussian
 from bayesdl.bounds.loss import IntervalMiss, Loss, ZeroOne, bounded
 from bayesdl.bounds.majority import majority_vote, tandem
@@ -50,12 +53,14 @@ __all__ = [
     "clopper_pearson_lower",
     "clopper_pearson_upper",
     "compare_bounds",
+    "compress",
     "concentration",
     "empirical_bernstein",
     "hoeffding",
     "kl_divergence_gaussian",
     "kl_inverse_lower",
     "kl_inverse_upper",
+    "kl_upper",
     "majority_vote",
     "mcallester",
     "pac_bayes_bernstein",
@@ -65,4 +70,5 @@ __all__ = [
     "tandem",
     "thiemann",
     "uniform",
+    "weigh",
 ]

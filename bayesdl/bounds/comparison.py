@@ -138,7 +138,7 @@ def compare_bounds(
         return BoundComparison(alone, alone, delta)
     first = certify(posterior, data, bound="kl", **options)
     measured = {1: first}
-    if first.loss == ZeroOne().name and (draws is None or draws > 1):
+    if first.loss == ZeroOne().name and first.risk_upper is not None and (draws is None or draws > 1):
         measured[2] = certify(posterior, data, bound="tandem", **options)
 
     def table(share: float) -> dict[str, Certificate]:
@@ -146,7 +146,7 @@ def compare_bounds(
         for name, theorem in PAC_BAYES.items():
             if theorem.predictor == "gibbs" or 2 in measured:
                 base = measured[theorem.together]
-                samples = base.draws // theorem.together
+                samples = None if base.risk_upper is None else base.draws // theorem.together
                 numbers = concluded(theorem, base.risk, samples, base.kl or 0.0, base.n, share)
                 found[name] = replace(base, **numbers, beside=())
         for other in first.beside:

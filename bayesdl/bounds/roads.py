@@ -11,6 +11,8 @@ from torch import Tensor
 from bayesdl.bounds._numbers import down
 from bayesdl.bounds.certificate import Certificate
 from bayesdl.bounds.concentration import chernoff_upper, clopper_pearson_upper
+from bayesdl.bounds.divergence import posterior_kl_upper
+from bayesdl.bounds.finite import exact_risk
 from bayesdl.bounds.ledger import Ledger
 from bayesdl.bounds.loss import IntervalMiss, Loss, ZeroOne, default_loss
 from bayesdl.bounds.risk import checked, gibbs_risk, raised
@@ -19,7 +21,7 @@ from bayesdl.bounds.rows import Rows
 from bayesdl.bounds.theorems import BINOMIAL, CHERNOFF, Predictor, Theorem
 from bayesdl.data import Dataset, RowIds
 from bayesdl.errors import CertificateError
-from bayesdl.posterior import Posterior
+from bayesdl.posterior import FinitePosterior, Posterior
 
 PASSES = 20  # draws of each row, where rows have draws of their own
 DRAWS = 10_000  # the Monte-Carlo step then adds less than 0.02 to any risk
@@ -51,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(posterior || prior), rounded up by more than a sum of float64 terms can lose, and its parts."""
+    """KL(posterior || prior), rounded up by more than double precision can lose, and its parts."""
 
     total: float
     parts: dict[str, float]
@@ -69,7 +71,10 @@ def divergence(posterior: Posterior) -> Divergence | None:
         return None
     if math.isnan(kl) or kl < -1e-9:
         raise CertificateError(f"The posterior's KL divergence from its prior is {kl:g}; it cannot be certified.")
-    total = raised(max(float(kl), 0.0), 1e-10) + 1e-8
+    derived = posterior_kl_upper(posterior)
+    if derived == math.inf:
+        return None
+    total = raised(max(float(kl), 0.0), 1e-10) + 1e-8 if derived is None else derived
     parts = {"all latents": kl} if parts is None else parts
     return Divergence(total, parts | {"rounding": total - math.fsum(parts.values())})
 
@@ -160,14 +165,19 @@ def pac_bayes(
     if not samples:
         raise CertificateError(f"draws={draws}: the tandem loss needs pairs of draws, so at least {theorem.together}.")
     options: dict[str, Any] = {"together": theorem.together, "seed": request.seed, "progress": request.progress}
-    if draws_by_row(posterior):
+    exact = isinstance(posterior, FinitePosterior)
+    if isinstance(posterior, FinitePosterior):
+        if theorem.together > 1:
+            raise CertificateError(f"bound={request.bound!r} draws pairs, and the members of an ensemble are few.")
+        risk, samples = exact_risk(posterior, of_bound, loss), len(posterior.z)
+    elif draws_by_row(posterior):
         passes = math.ceil(samples / n)
         risk, samples = row_risk(posterior, of_bound, loss, passes=passes, **options), passes * n
     else:
         risk = gibbs_risk(posterior, of_bound, loss, draws=samples, **options)
     left_out = f"; {rows.reserved} rows of the prior were left out" if rows.reserved else ""
     return Certificate(
-        **concluded(theorem, risk, samples, kl.total, n, request.delta),
+        **concluded(theorem, risk, None if exact else samples, kl.total, n, request.delta),
         risk=risk,
         n=n,
         loss=loss.name,
@@ -175,7 +185,7 @@ def pac_bayes(
         assumptions=(*_COMMON, "prior, scaler, model, method and its settings were fixed without these rows"),
         reason=f"the posterior knows its KL divergence from a prior fixed without the {n} rows{left_out}{request.note}",
         kl=kl.total,
-        errors=round(risk * samples * (1 if by_row else n)) if loss.zero_one else None,
+        errors=round(risk * samples * (1 if by_row else n)) if loss.zero_one and not exact else None,
         by_row=by_row,
         method=posterior.info.get("method"),
         interval=loss.level if isinstance(loss, IntervalMiss) else None,
@@ -184,25 +194,28 @@ def pac_bayes(
     )
 
 
-def concluded(theorem: Theorem, risk: float, samples: int, kl: float, n: int, delta: float) -> dict[str, Any]:
-    """What a PAC-Bayes certificate concludes from its numbers at a delta.
+def concluded(theorem: Theorem, risk: float, samples: int | None, kl: float, n: int, delta: float) -> dict[str, Any]:
+    """What a PAC-Bayes certificate concludes from its numbers at a delta; without samples the risk is exact.
 
     One draw's average loss over the rows lies in [0, 1], or a row's loss under a draw of its own, and they are
     independent given the rows: so the Chernoff bound, which does not ask for equal means, takes the risk over the draws
     to that of the posterior.
     """
     assert theorem.inequality is not None
-    monte_carlo = down(MONTE_CARLO_SHARE * delta)
-    share = down(delta - monte_carlo)
-    risk_upper = float(chernoff_upper(risk=min(1.0, raised(risk)), n=samples, delta=monte_carlo))
+    share, split, upper = delta, {}, None
+    if samples is not None:
+        split = {"monte_carlo": down(MONTE_CARLO_SHARE * delta)}
+        share = down(delta - split["monte_carlo"])
+        upper = float(chernoff_upper(risk=min(1.0, raised(risk)), n=samples, delta=split["monte_carlo"]))
+    safe = min(1.0, raised(risk)) if upper is None else upper
     return {
-        "bound": float(theorem.inequality(risk=risk_upper, kl=kl, n=n, delta=share)),
+        "bound": float(theorem.inequality(risk=safe, kl=kl, n=n, delta=share)),
         "delta": delta,
-        "delta_split": {"bound": share, "monte_carlo": monte_carlo},
+        "delta_split": {"bound": share, **split},
         "theorem": theorem.name,
         "source": theorem.source,
         "predictor": theorem.predictor,
-        "risk_upper": risk_upper,
+        "risk_upper": upper,
     }
 
 

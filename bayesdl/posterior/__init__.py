@@ -5,6 +5,7 @@ from __future__ import annotations
 from bayesdl.posterior.base import Posterior
 from bayesdl.posterior.draws import DrawsPosterior
 from bayesdl.posterior.dropout import DropoutPosterior
+from bayesdl.posterior.finite import FinitePosterior
 from bayesdl.posterior.functions import FunctionPosterior
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.guide import GuidePosterior
@@ -18,6 +19,7 @@ from bayesdl.posterior.streamed import StreamedPosterior
 __all__ = [
     "DrawsPosterior",
     "DropoutPosterior",
+    "FinitePosterior",
     "FunctionPosterior",
     "GaussianPosterior",
     "GaussianPrediction",

@@ -32,6 +32,7 @@ KINDS = {
     "streamed": "bayesdl.posterior.streamed:StreamedPosterior",
     "functions": "bayesdl.posterior.functions:FunctionPosterior",
     "gaussian": "bayesdl.posterior.gaussian:GaussianPosterior",
+    "finite": "bayesdl.posterior.finite:FinitePosterior",
     "mixture": "bayesdl.posterior.mixture:MixturePosterior",
     "dropout": "bayesdl.posterior.dropout:DropoutPosterior",
     "linearised": "bayesdl.curvature.linearised:LinearisedPosterior",
