@@ -13,6 +13,7 @@ from torch import Tensor
 import bayesdl as bdl
 from bayesdl.curvature.products import fisher_products
 from bayesdl.errors import MethodError
+from bayesdl.infer import newton
 from bayesdl.infer.newton import conjugate_gradients
 from tests.cases import DOUBLE, conjugate, dataset, network
 
@@ -145,6 +146,24 @@ def test_a_natural_gradient_does_not_depend_on_the_coordinates() -> None:
         gaps.append(abs(ends[1] - ends[0]))
     assert gaps[0] == pytest.approx(100 * gaps[1], rel=0.05)
     assert gaps[1] == pytest.approx(100 * gaps[2], rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["newton", "gauss_newton"])
+def test_units_of_the_curvature_save_products(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs with scales from 1 to 300 under a wide prior: two thirds of the products at most, the same mode."""
+    x = randn(60, 8) * torch.logspace(0, 2.5, 8, dtype=DOUBLE)
+    y = (x.sign().sum(1) + 2 * randn(60) > 0).double()
+
+    def fit() -> tuple[int, Tensor]:
+        found = bdl.fit(logistic, (x, y), bdl.MAP(steps=200, optimizer=optimizer))
+        assert found.info["converged"] == [True]
+        return found.info["products"], found.draws()["w"][0] * x.std(0)
+
+    with_units = fit()
+    monkeypatch.setattr(newton, "POWER", 0.0)
+    without = fit()
+    assert with_units[0] < 2 / 3 * without[0]
+    torch.testing.assert_close(with_units[1], without[1], rtol=1e-4, atol=1e-4)
 
 
 def switch(x: Tensor, y: Tensor | None = None) -> None:
