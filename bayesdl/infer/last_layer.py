@@ -15,15 +15,15 @@ from bayesdl.density import LogDensity, program
 from bayesdl.density.sites import Site
 from bayesdl.errors import MethodError, ModelError
 from bayesdl.infer import method as check
+from bayesdl.infer.last_layout import Layout, last_layer_of
 from bayesdl.infer.linear_gaussian import LinearGaussian, embedded, noise_site, not_a_regression, prior_of
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Work
 from bayesdl.infer.optimise import Optimiser
-from bayesdl.models import BayesianNetwork
 from bayesdl.models.features import features, last_linear
 from bayesdl.models.positive import PositivePrior
 from bayesdl.posterior.base import Posterior
-from bayesdl.posterior.covariance import MOST_DENSE
+from bayesdl.posterior.covariance import MOST_DENSE, Dense
 from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.mixture import MixturePosterior
 from bayesdl.posterior.normal import Normal
@@ -50,7 +50,9 @@ class LastLayer(Optimiser):
     ``info["log_evidence"]`` is the log density of the raw targets given features, prior and noise, or with the noise
     integrated out.
 
-    Cost: the training, then N P^2 + P^3 for the P weights of the layer.
+    Cost: the training, then N F^2 + F^3 and memory F^2 for the F weights of one output. All K outputs have the same
+    covariance, which is kept once, if the prior is the same for each and couples none (the means may differ). Under any
+    other prior F is the number of all weights.
 
     Args:
         tune_prior: scale the prior's standard deviations of the layer, all by one factor, to the highest evidence
@@ -79,20 +81,23 @@ class LastLayer(Optimiser):
         if reason is not None:
             return reason
         try:
-            part = _layer(density)
+            part = last_layer_of(density)
         except ModelError as error:
             return str(error).rstrip(".")
-        weights = part.stop - part.start
+        prior, layout = prior_of(density, part, None), Layout.of(density)
+        if prior is None:
+            return "the prior of the last layer is not Gaussian"
+        alike = layout.shared(prior.covariance) is not None
+        weights = layout.order.shape[1] if alike else part.stop - part.start
         if weights * self.noise_levels**0.5 > MOST_DENSE:
             gigabytes = self.noise_levels * weights**2 * 8 / 2**30
+            each = "for each output " if alike and layout.outputs > 1 else ""
             return (
-                f"the last layer has {weights} weights, whose covariance takes {gigabytes:,.1f} GiB with "
+                f"the last layer has {each}{weights} weights, whose covariance takes {gigabytes:,.1f} GiB with "
                 f"noise_levels={self.noise_levels}; a narrower last hidden layer, or MeanFieldVI"
             )
         if self.tune_prior and density.gaussian_prior() is None:
             return "tune_prior= needs priors that are independent Gaussians over all unknowns"
-        if prior_of(density, part, None) is None:
-            return "the prior of the last layer is not Gaussian"
         return super().applies_to(density)
 
     def work(self, problem: Problem) -> Work:
@@ -100,7 +105,7 @@ class LastLayer(Optimiser):
         return replace(super().work(problem), note="and one factorisation for the last layer")
 
     def _fit(self, problem: Problem, run: Run) -> Posterior:
-        density, part = problem.density, _layer(problem.density)
+        density, part, layout = problem.density, last_layer_of(problem.density), Layout.of(problem.density)
         noise_at = noise_site(density)
         z, info = self._train(problem, run, part, noise_at)
         prior = prior_of(density, part, z)
@@ -122,8 +127,10 @@ class LastLayer(Optimiser):
         for level in levels:
             if noise_at is not None:
                 z = density.unconstrain(density.constrain(z) | {"noise": z.new_tensor(level)})
-            law = regression.posterior(level, scale)
-            laws.append(embedded(law.to(density.dtype, density.device), z, part))
+            mean, spread = regression.posterior(level, scale)
+            shared = mean.shape == layout.order.shape
+            found = layout.law(mean, spread) if shared else Normal(mean[0], Dense.of(spread))
+            laws.append(embedded(found.to(density.dtype, density.device), z, part))
         if scale != 1:
             own = density.gaussian_prior()
             assert own is not None  # applies_to has asked
@@ -206,39 +213,22 @@ def noise_levels(
     return np.exp(np.diff(below) * count).tolist(), float(density.logsumexp(0)) + math.log(step)
 
 
-def _layer(density: LogDensity) -> slice:
-    """Where the last layer's weight and bias lie in z: side by side.
-
-    Raises:
-        ModelError: the network has no last linear layer.
-    """
-    assert isinstance(density.model, BayesianNetwork)  # applies_to has asked
-    name, _ = last_linear(density.model)
-    own = [site for site in density.sites if site.name.rpartition(".")[0] == name and site.scope == "global"]
-    own = [site for site in own if site.name.rpartition(".")[2] in ("weight", "bias")]
-    part = slice(own[0].start, own[-1].stop)
-    if part.stop - part.start != sum(site.size for site in own):
-        raise ModelError("The last layer's weight and bias do not stand side by side among the sites.")
-    return part
-
-
 def _regression(problem: Problem, z: Tensor, prior: Normal) -> LinearGaussian:
-    """The regression of all targets on the features at z; weights of K outputs ``[K, H]``, then biases ``[K]``."""
-    model, part = problem.model, _layer(problem.density)
+    """The regression of all targets on the features at z: of each output, or of all where the prior couples them."""
+    model, layout = problem.model, Layout.of(problem.density)
     phi = features(model, problem.density.constrain(z), problem.batch[problem.x_name or "x"]).double()
     y = problem.batch[problem.y_name or "y"].double().reshape(len(phi), -1)
-    _, layer = last_linear(model)
-    outputs, width = layer.out_features, layer.in_features
-    biased = part.stop - part.start > outputs * width
+    layer, order = last_linear(model)[1], layout.order
+    biased = order.shape[1] > layer.in_features
     fixed = 0.0 if biased or layer.bias is None else layer.bias.detach().double()
     design = torch.cat([phi, phi.new_ones(len(phi), 1)], 1) if biased else phi
-    mean = prior.mean.double()
-    weights = mean[: outputs * width].reshape(outputs, width)
-    biases = mean[outputs * width :].reshape(outputs, -1)
-    away = y - design @ torch.cat([weights, biases], 1).mT - fixed
-    one, along = design.mT @ design, design.mT @ away
-    # Column (k, h) of the design is feature h for output k: outputs share no targets, so their blocks are equal.
-    order = torch.arange(outputs * (width + biased)).reshape(outputs, -1)
-    order = torch.cat([order[:, :width].flatten(), order[:, width:].flatten()])
-    gram = torch.block_diag(*[one] * outputs)[order][:, order]
-    return LinearGaussian(gram, along.mT.reshape(-1)[order], away.square().sum(), y.numel(), prior)
+    mean = prior.mean.double()[order]
+    away = y - design @ mean.mT - fixed
+    gram, moment, square = design.mT @ design, away.mT @ design, away.square().sum()
+    shared = layout.shared(prior.covariance)
+    if shared is not None:
+        return LinearGaussian(gram, moment, square, y.numel(), mean, shared)
+    # Outputs share no targets: their blocks are equal, and nothing but the prior lies between them.
+    back = order.flatten().argsort()
+    whole = torch.block_diag(*[gram] * layout.outputs)[back][:, back]
+    return LinearGaussian(whole, moment.flatten()[back][None], square, y.numel(), prior.mean[None], prior.covariance)

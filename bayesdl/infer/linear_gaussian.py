@@ -11,7 +11,7 @@ from torch import Tensor
 from bayesdl.density import LogDensity, Site
 from bayesdl.models import BayesianNetwork
 from bayesdl.models.likelihoods import Gaussian
-from bayesdl.posterior.covariance import Dense, Diagonal
+from bayesdl.posterior.covariance import Covariance, Diagonal
 from bayesdl.posterior.normal import Normal
 from bayesdl.posterior.placed import among
 from bayesdl.posterior.prior import prior_law
@@ -19,48 +19,51 @@ from bayesdl.posterior.prior import prior_law
 
 @dataclass
 class LinearGaussian:
-    r"""``y ~ N(X w, s^2)`` with ``w ~ N(m, a^2 S)``: posterior and evidence for all s and a from one factorisation.
+    r"""``Y = X W^T + noise s`` with rows ``w_k ~ N(m_k, a^2 S)`` of W: posterior and evidence for all s and a.
 
-    With ``S = L L^T`` and ``L^T X^T X L = U diag(l) U^T`` the coordinates of ``w = m + a L U v`` are independent, under
-    the prior and under the posterior. All is computed in double precision. Source: Bishop (2006), Pattern Recognition
-    and Machine Learning, sections 3.3 and 3.5. Cost P^3 once, then P for an evidence.
+    Given the inputs the K outputs are independent with one prior covariance and one noise, so all share one
+    factorisation: with ``S = L L^T`` and ``L^T X^T X L = U diag(l) U^T`` the coordinates of ``w_k = m_k + a L U v_k``
+    are independent, under the prior and under the posterior. All is computed in double precision. Source: Bishop
+    (2006), Pattern Recognition and Machine Learning, sections 3.3 and 3.5. Cost F^3 once, then K F for an evidence.
 
     Args:
-        gram: ``X^T X``, ``[P, P]``.
-        moment: ``X^T (y - X m)``, ``[P]``.
-        square: ``|y - X m|^2``.
+        gram: ``X^T X``, ``[F, F]``.
+        moment: ``(Y - X M^T)^T X``, ``[K, F]``.
+        square: ``|Y - X M^T|^2``.
         count: number of targets.
-        prior: N(m, S).
+        mean: M, ``[K, F]``.
+        covariance: S, of each row.
     """
 
     gram: Tensor
     moment: Tensor
     square: Tensor
     count: int
-    prior: Normal
+    mean: Tensor
+    covariance: Covariance
     directions: Tensor = field(init=False)
     values: Tensor = field(init=False)
     projected: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Diagonalise."""
-        root = torch.linalg.cholesky(self.prior.covariance.double().dense())
+        root = torch.linalg.cholesky(self.covariance.double().dense())
         values, rotation = torch.linalg.eigh(root.mT @ self.gram @ root)
         self.values, self.directions = values.clamp(min=0.0), root @ rotation
-        self.projected = self.directions.mT @ self.moment
+        self.projected = self.moment @ self.directions
 
-    def posterior(self, noise: float, scale: float = 1.0) -> Normal:
-        """The law of w given the targets."""
+    def posterior(self, noise: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Means ``[K, F]`` of the rows given the targets, and their covariance ``[F, F]``."""
         precision = scale**-2 + self.values / noise**2
-        mean = self.prior.mean.double() + self.directions @ (self.projected / noise**2 / precision)
-        return Normal(mean, Dense.of((self.directions / precision) @ self.directions.mT))
+        mean = self.mean.double() + (self.projected / noise**2 / precision) @ self.directions.mT
+        return mean, (self.directions / precision) @ self.directions.mT
 
     def log_evidence(self, log_noise: Tensor, log_scale: Tensor) -> Tensor:
-        """``log N(y; X m, s^2 I + a^2 X S X^T)`` at log s and log a, differentiable."""
+        """``log N(Y; X M^T, s^2 I + a^2 X S X^T)`` over all outputs at log s and log a, differentiable."""
         variance, spread = (2 * log_noise).exp(), (2 * log_scale).exp()
         ratio = spread * self.values / variance
         explained = (self.projected.square() * spread / (1 + ratio)).sum() / variance
-        log_det = self.count * (math.log(2 * math.pi) + 2 * log_noise) + ratio.log1p().sum()
+        log_det = self.count * (math.log(2 * math.pi) + 2 * log_noise) + len(self.projected) * ratio.log1p().sum()
         return -0.5 * (log_det + (self.square - explained) / variance)
 
 

@@ -1,9 +1,11 @@
 """Newton's method, Gauss-Newton and natural gradients without matrices: conjugate gradients inside a trust region.
 
-The trust region is what damps: its step solves ``(C + lambda S^-2) p = -g`` with C the curvature, S the prior's
-standard deviations and a lambda >= 0 that the radius decides (Nocedal and Wright, 2006, theorem 4.1; conjugate
+The trust region is what damps: its step solves ``(C + lambda U^-2) p = -g`` with C the curvature, U the units that
+lengths are measured in and a lambda >= 0 that the radius decides (Nocedal and Wright, 2006, theorem 4.1; conjugate
 gradients come near it). Levenberg and Marquardt set lambda instead of the radius, by the same ratio of the loss's fall
-to the one foretold (Martens, 2010, section 4.1); an indefinite C needs no guess at its least eigenvalue this way.
+to the one foretold (Martens, 2010, section 4.1); an indefinite C needs no guess at its least eigenvalue this way. The
+units are the prior's standard deviations, smaller where the curvature is large, and precondition the conjugate
+gradients too (Steihaug, 1983).
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bayesdl._rng import generator
 from bayesdl.curvature.products import Curvature, Product, fisher_products, hessian_products, value_and_grad
 from bayesdl.density.log_density import Target
 from bayesdl.errors import Divergence
@@ -30,7 +34,10 @@ ACCURACY = 1e-6
 PROGRESS = 5e-4
 """Relative fall of the quadratic per product, over a tenth of the products and at least ten, below which it is left."""
 FIRST_RADIUS, LARGEST_RADIUS = 4.0, 1e6
-"""Of the trust region, in prior standard deviations where the prior is Gaussian."""
+"""Of the trust region, in the units of a step: about the prior's standard deviations where the prior is Gaussian."""
+POWER, MEMORY = 0.75, 0.9
+"""Power of the curvature's rows in the preconditioner (Martens, 2010, section 4.7), and the share of them that a step
+keeps."""
 
 CURVATURES: dict[str, Curvature] = {"newton": hessian_products, "gauss_newton": fisher_products}
 """What a step divides the gradient by, by the name of the optimiser."""
@@ -89,7 +96,7 @@ class NewtonEngine(Engine):
     """One step solves for the Newton step of every member, and takes it where the loss falls as foretold.
 
     State: z ``[M, D]``; loss ``[M]`` and its gradient ``[M, D]`` there; radius ``[M]``; arrived ``[M]``, whether the
-    member stands at a stationary point; products so far.
+    member stands at a stationary point; squares ``[M, D]``, of the norms of the curvature's rows; products so far.
     """
 
     label: str
@@ -103,7 +110,7 @@ class NewtonEngine(Engine):
     scale: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        """The prior's scale makes the coordinates comparable."""
+        """The prior's scale makes coordinates comparable where the data say nothing."""
         self.density = self.problem.density
         self.scale = self.density.prior_scale
 
@@ -117,6 +124,7 @@ class NewtonEngine(Engine):
             "gradient": gradient,
             "radius": z.new_full((len(z),), FIRST_RADIUS * math.sqrt(z.shape[1])),
             "arrived": torch.zeros(len(z), dtype=torch.bool),
+            "squares": torch.zeros_like(z),
             "products": 0,
         }
 
@@ -136,26 +144,30 @@ class NewtonEngine(Engine):
         here = self.curvature(self.problem, z, self.target, self.batch_size)
         n, count = self.density.n or 1, 0
 
-        def product(v: Tensor) -> Tensor:
+        def product(v: Tensor, units: Tensor) -> Tensor:
             nonlocal count
             count += 1
-            return here(v * self.scale) * (self.scale / n)
+            return here(v * units) * (units / n)
 
-        move, foretold = conjugate_gradients(product, gradient * self.scale, radius)
-        after, slope = self._loss(z + move * self.scale)
+        squares = self._squares(state, partial(product, units=self.scale))
+        units = self._units(squares, state["step"] + 1)
+        inside, foretold = conjugate_gradients(partial(product, units=units), gradient * units, radius)
+        move = inside * units
+        after, slope = self._loss(z + move)
         fell = loss - after
         ratio = (fell / foretold.clamp(min=torch.finfo(z.dtype).tiny)).nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
         rounding = 10 * torch.finfo(z.dtype).eps * (1 + loss.abs())
         arrived = (foretold <= rounding) | state["arrived"].to(z.device)
         taken = (ratio > 1e-4) & slope.isfinite().all(1) & ~state["arrived"].to(z.device)
-        size = torch.linalg.vector_norm(move, dim=1)
+        size = torch.linalg.vector_norm(inside, dim=1)
         wider = torch.where((ratio > 0.75) & (size > 0.99 * radius), (2 * radius).clamp(max=LARGEST_RADIUS), radius)
         return state | {
-            "z": torch.where(taken[:, None], z + move * self.scale, z),
+            "z": torch.where(taken[:, None], z + move, z),
             "loss": torch.where(taken, after, loss),
             "gradient": torch.where(taken[:, None], slope, gradient),
             "radius": torch.where(ratio < 0.25, 0.25 * size, wider),
             "arrived": arrived.cpu(),
+            "squares": squares,
             "products": state["products"] + count,
         }
 
@@ -172,6 +184,22 @@ class NewtonEngine(Engine):
         """Steps taken, products with the curvature, final losses, and which members have arrived."""
         taken = {"steps": state["step"], "products": state["products"]}
         return taken | {"loss": state["loss"].tolist(), "converged": state["arrived"].tolist()}
+
+    def _squares(self, state: State, product: Product) -> Tensor:
+        """Running mean of ``(v C v)^2`` entry by entry, C in prior units and v of random signs: of ``sum_j C_ij^2``.
+
+        One product for each step, which no cancellation and no sign of C can make small (Yao et al., 2021).
+        """
+        z = state["z"]
+        stream = generator(0, "curvature's rows", state["step"])
+        signs = (2.0 * torch.randint(2, (z.shape[1],), generator=stream) - 1.0).to(z).expand_as(z)
+        fresh = product(signs).square()
+        return MEMORY * state["squares"].to(z) + (1.0 - MEMORY) * fresh
+
+    def _units(self, squares: Tensor, steps: int) -> Tensor:
+        """Units of a step ``[M, D]``; the prior's own curvature is what is added to that of the data."""
+        rows = (squares / (1.0 - MEMORY**steps)).sqrt() + 1.0 / (self.density.n or 1)
+        return self.scale * (rows / rows.mean(1, keepdim=True)).pow(-0.5 * POWER)
 
     def _loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = value_and_grad(self.problem, z, self.target, self.batch_size)

@@ -329,8 +329,10 @@ class Kronecker(Covariance):
         """See the base class."""
         return (self.left.square() @ self.spread.reciprocal() @ self.right.square().mT).reshape(-1)
 
-    def marginal(self, part: slice) -> Dense:
+    def marginal(self, part: slice) -> Covariance:
         """See the base class; of a part it has no structure."""
+        if part.indices(self.dim) == (0, self.dim, 1):
+            return self
         return Dense.of(self.dense()[part, part])
 
     def _through(self, rows: Tensor, factors: Tensor) -> Tensor:

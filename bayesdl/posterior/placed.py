@@ -176,4 +176,8 @@ def among(covariance: Covariance, random: Tensor) -> Covariance:
         sd = like.new_zeros(len(random))
         sd[random] = covariance.sd
         return Diagonal(sd)
-    return Placed(random.nonzero().flatten(), (~random).nonzero().flatten(), torch.ones_like(like), covariance)
+    place, points = random.nonzero().flatten(), (~random).nonzero().flatten()
+    if isinstance(covariance, Placed):
+        points = torch.cat([points, place[covariance.points]]).sort().values
+        return Placed(place[covariance.place], points, covariance.scale, covariance.inner)
+    return Placed(place, points, torch.ones_like(like), covariance)

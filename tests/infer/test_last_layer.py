@@ -105,6 +105,37 @@ def test_the_layer_is_exact_given_its_features(outputs: int, bias: bool) -> None
     assert found.kl() is None
 
 
+def test_outputs_share_one_factor_and_batches_keep_it(tmp_path: Path) -> None:
+    """Three outputs in two batches: means differ by output in the second prior; against the prior written out."""
+    net = nn.Sequential(nn.Linear(4, 3)).double()
+    model = bdl.BayesianNetwork(net, bdl.priors.Normal(w_std=1.3, b_std=0.7), bdl.likelihoods.Gaussian(noise=0.4))
+    x, y = randn(30, 4), randn(30, 3)
+    first = bdl.load(bdl.fit(model, (x[:12], y[:12]), bdl.LastLayer()).save(tmp_path))
+    dense = bdl.posterior.covariance.Dense.of(first.law.covariance.dense())
+    written = bdl.posterior.GaussianPosterior(first.problem, bdl.posterior.normal.Normal(first.mean, dense), {})
+    slow = bdl.fit(model, (x[12:], y[12:]), bdl.LastLayer(), prior=written)
+    quick = bdl.fit(model, (x[12:], y[12:]), bdl.LastLayer(), prior=first)
+    assert {name: tuple(part.shape) for name, part in quick.law.covariance.inner.tensors().items()} == {
+        "left": (3, 3),
+        "right": (5, 5),
+        "spread": (3, 5),
+    }
+    torch.testing.assert_close(quick.mean, slow.mean, rtol=0, atol=1e-10)
+    torch.testing.assert_close(quick.law.covariance.dense(), slow.law.covariance.dense(), rtol=0, atol=1e-11)
+    assert quick.info["log_evidence"] == pytest.approx(slow.info["log_evidence"], abs=1e-8)
+    assert quick.kl() == pytest.approx(slow.kl(), abs=1e-8)
+    # Both batches at once, output by output.
+    whole = bdl.fit(model, (x, y), bdl.LastLayer())
+    torch.testing.assert_close(quick.mean, whole.mean, rtol=0, atol=1e-10)
+    # Standard deviations that differ between outputs: nothing to share.
+    sd = torch.linspace(0.5, 2.0, 15, dtype=DOUBLE)
+    diagonal = bdl.posterior.normal.Normal(first.mean, bdl.posterior.covariance.Diagonal(sd))
+    uneven = bdl.fit(model, (x, y), bdl.LastLayer(), prior=bdl.posterior.GaussianPosterior(first.problem, diagonal, {}))
+    design = torch.cat([torch.kron(torch.eye(3, dtype=DOUBLE), part) for part in (x, torch.ones(30, 1).double())], 1)
+    precision = design.mT @ design / 0.16 + sd.square().reciprocal().diag()
+    torch.testing.assert_close(uneven.law.covariance.dense(), torch.linalg.inv(precision), rtol=0, atol=1e-10)
+
+
 def test_the_evidence_is_that_of_the_raw_targets() -> None:
     data = dataset("regression")
     found = bdl.fit(network("regression"), data, bdl.LastLayer(steps=20))
@@ -223,6 +254,16 @@ def test_refusals() -> None:
     refused(bdl.BayesianNetwork(net, bdl.priors.Laplace()), "not Gaussian")
     wide = nn.Sequential(nn.Linear(3, 9000), nn.Tanh(), nn.Linear(9000, 1)).double()
     refused(bdl.BayesianNetwork(wide), "9001 weights, whose covariance takes 0.6 GiB")
+    pair = nn.Sequential(nn.Linear(3, 9000), nn.Tanh(), nn.Linear(9000, 2)).double()
+    refused(
+        bdl.BayesianNetwork(pair),
+        "for each output 9001 weights, whose covariance takes 0.6 GiB",
+        data=(x, randn(10, 2)),
+    )
+    # 12,004 weights, of which each output has 3,001: 0.07 GiB instead of 1.1.
+    many = nn.Sequential(nn.Linear(3, 3000), nn.Tanh(), nn.Linear(3000, 4)).double()
+    density = bdl.posterior.prepare(bdl.BayesianNetwork(many), (x, randn(10, 4))).density
+    assert bdl.LastLayer().applies_to(density) is None
     frozen = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     frozen[2].requires_grad_(False)
     refused(bdl.BayesianNetwork(frozen), "weight is frozen")

@@ -13,6 +13,7 @@ from torch import Tensor
 import bayesdl as bdl
 from bayesdl.curvature.products import fisher_products
 from bayesdl.errors import MethodError
+from bayesdl.infer import newton
 from bayesdl.infer.newton import conjugate_gradients
 from tests.cases import DOUBLE, conjugate, dataset, network
 
@@ -145,6 +146,24 @@ def test_a_natural_gradient_does_not_depend_on_the_coordinates() -> None:
         gaps.append(abs(ends[1] - ends[0]))
     assert gaps[0] == pytest.approx(100 * gaps[1], rel=0.05)
     assert gaps[1] == pytest.approx(100 * gaps[2], rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["newton", "gauss_newton"])
+def test_units_of_the_curvature_precondition(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs with scales from 1 to 1,000 under a wide prior: 200 steps suffice, and do not without the units."""
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 20, generator=stream, dtype=DOUBLE) * torch.logspace(0, 3, 20, dtype=DOUBLE)
+    y = (x.sign().sum(1) + 4 * torch.randn(200, generator=stream, dtype=DOUBLE) > 0).double()
+    method = bdl.MAP(steps=200, optimizer=optimizer)
+    found = bdl.fit(logistic, (x, y), method)
+    assert found.info["converged"] == [True]
+    w = found.draws()["w"][0]
+    slope = x.mT @ (y - torch.sigmoid(x @ w)) - w / 4
+    assert (slope / x.std(0)).abs().max() < 1e-3
+    monkeypatch.setattr(newton, "POWER", 0.0)
+    plain = bdl.fit(logistic, (x, y), method).info
+    assert plain["converged"] == [False]
+    assert plain["products"] > found.info["products"]
 
 
 def switch(x: Tensor, y: Tensor | None = None) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import bayesdl as bdl
 from bayesdl.curvature.precision import choose
+from bayesdl.curvature.products import hessian_products
+from bayesdl.curvature.spectrum import covariance_of
 from bayesdl.errors import MethodError
 from bayesdl.infer.evidence import ProfileEvidence
 from bayesdl.infer.loop import Run
@@ -108,6 +110,32 @@ def test_the_drift_of_all_numbers_at_once_is_that_of_each(structure: str, open_n
     torch.testing.assert_close(at_once, each, rtol=1e-4, atol=1e-5)
 
 
+def test_where_the_hessian_is_not_negative_the_approximation_moves_the_mode() -> None:
+    """Forces along two eigenvectors of the Hessian, one of each sign; with one C for all rows, for both of them."""
+    x = noise(40, 2)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+    model = bdl.BayesianNetwork(net, None, bdl.likelihoods.Gaussian(noise=0.3))
+    found = fit(model, (x, x.prod(1)), structure="full", steps=5, polish=0)
+    evidence = ProfileEvidence(
+        found.problem, choose(found.problem, "full", "ggn", "*", 20, 40), Run(), "parameters", lambda *given: given[1]
+    )
+    z = noise(1, len(found.mean), seed=2)[0]
+    point = evidence.point(evidence.first(z), z)
+    eye = torch.eye(len(z), dtype=DOUBLE)
+    spread = covariance_of(point.blocks, len(z)).filled(evidence.sd_at(point.numbers))
+    root = spread.scaled(eye)  # rows A e_i, transposed A
+    hessian = hessian_products(evidence.working(point.numbers), z.expand_as(eye))(eye)
+    values, vectors = torch.linalg.eigh(root @ hessian @ root.mT)
+    assert values[0] < -0.01
+    assert values[-1] > 0.01
+    along = vectors[:, [0, -1]].mT
+    forces = torch.linalg.solve(root, along.mT).mT
+    each, together = (evidence._moved(point, forces, together=flag) for flag in (False, True))
+    torch.testing.assert_close(together, spread.scaled(along))
+    torch.testing.assert_close(each, spread.scaled(along / torch.tensor([[1.0], [float(values[-1])]], dtype=DOUBLE)))
+    assert (each[1] - together[1]).norm() > 0.1 * together[1].norm()
+
+
 def test_structures_without_a_gradient_by_every_weight_are_refused() -> None:
     model, data = sparse()
     with pytest.raises(MethodError, match="structure='kron' has not: use structure='diag'"):
@@ -117,7 +145,10 @@ def test_structures_without_a_gradient_by_every_weight_are_refused() -> None:
 # -- while the network trains ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("groups", "batch_size"), [("prior", None), ("parameters", None), ("prior", 20)])
+@pytest.mark.parametrize(
+    ("groups", "batch_size"),
+    [("prior", None), ("parameters", None), pytest.param("prior", 20, marks=pytest.mark.slow)],
+)
 def test_tuning_in_training_ends_where_tuning_afterwards_does(groups: str, batch_size: int | None) -> None:
     """With ``rounds=0``: what training alone has found."""
     model, data = sparse(open_noise=True)

@@ -148,6 +148,6 @@ def test_priors_and_constraints_of_the_users_own() -> None:
     assert prior.log_prob(closure(kernel)).sum().item() == pytest.approx(wanted.item(), rel=1e-6)
     torch.testing.assert_close(kernel.b_var, torch.full((2,), 0.25, dtype=torch.float64))
     kernel.initialize(raw_b_var=torch.full((2,), 50.0))
-    assert (kernel.b_var < 4 + 1e-9).all()
+    assert (kernel.b_var < 4 + 1e-6).all()  # GPyTorch keeps the bounds in single precision
     layers = [layer for layer in kernel.layers if isinstance(layer, Dense)]
     assert [layer.b_std for layer in layers] == pytest.approx([2.0, 2.0])
