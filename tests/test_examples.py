@@ -68,6 +68,14 @@ def infinite_width(result: Result) -> None:
     assert ensemble[0] < 0.7 * limit[0]
 
 
+def bound_training(result: Result) -> None:
+    for certificates in result.values():
+        assert set(certificates) == {"PACBayes", "PACBayes, elbo", "MeanFieldVI", "the prior's network"}
+        for label, row in certificates.items():
+            assert row["risk"] < row["bound"] < 1
+            assert (row["kl"] == 0) == (label == "the prior's network")
+
+
 def certificate(result: Result) -> None:
     rows = result["shares"]
     for row in rows.values():
@@ -270,6 +278,7 @@ def signal_propagation(result: Result) -> None:
 
 
 CHECKS: dict[str, Callable[[Result], None]] = {
+    "bound_training": bound_training,
     "certificate": certificate,
     "continual_digits": continual,
     "counts": counts,

@@ -43,7 +43,9 @@ class PACBayes(Method):
 
     In the bound stand the mean over rows of the clipped log loss ``min(-log p(y | x, w), log 1/p_min) / log 1/p_min``,
     which lies in [0, 1], and KL(q || prior) in closed form. Densities of real targets are taken in units of the
-    standardised target, and cut at 10 from above. The certificate itself is of the loss that ``certify`` is asked for.
+    standardised target, and cut at 10 from above. The certificate itself is of the loss that ``certify`` is asked for;
+    of intervals of real targets, whose noise a trained network takes for too small, ``MeanFieldVI`` with
+    ``prior_rows=`` has the better ones.
 
     The prior is a Gaussian around a network that was trained (``MAP``, stopped early) on the prior's rows alone, which
     are also those of the scaler; the posterior is trained on all rows, and ``certify`` counts the others. Without rows
