@@ -23,7 +23,8 @@ from bayesdl.data import Dataset, RowIds
 from bayesdl.errors import CertificateError
 from bayesdl.posterior import FinitePosterior, Posterior
 
-PASSES = 20  # draws of each row, where rows have draws of their own
+PASSES = 20  # draws of each row at least, where rows have draws of their own
+LOSSES = 200_000  # rows times draws at least there: a risk of 0.05 is then raised by 0.0015
 DRAWS = 10_000  # the Monte-Carlo step then adds less than 0.02 to any risk
 MONTE_CARLO_SHARE = 0.2  # of delta; the rest is the theorem's
 
@@ -158,7 +159,7 @@ def pac_bayes(
     """PAC-Bayes on the rows outside the prior's, with a Monte-Carlo estimate of the Gibbs risk or tandem loss."""
     of_bound = data.subset(rows.bound)
     loss, n, by_row = loss_of(posterior, of_bound, request), len(of_bound), draws_by_row(posterior)
-    draws = request.draws or (PASSES * n * theorem.together if by_row else DRAWS)
+    draws = request.draws or (max(PASSES * n, LOSSES) * theorem.together if by_row else DRAWS)
     if theorem.predictor == "majority vote" and not isinstance(loss, ZeroOne):
         raise CertificateError(f"The majority vote is among classes; bound={request.bound!r} needs the loss ZeroOne().")
     samples = draws // theorem.together

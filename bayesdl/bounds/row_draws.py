@@ -76,8 +76,8 @@ class RowSampler:
         own = sum(self.inputs[name][0].numel() for name in self.problem.row_names if name in self.inputs)
         return own + int(self.drawn.sum()) + (0 if self.noise is None else self.noise.size)
 
-    def predict(self, rows: slice) -> Prediction:
-        """The prediction at some rows, S = 1."""
+    def predict(self, rows: Tensor) -> Prediction:
+        """The prediction at some rows, by their places; S = 1."""
         problem = self.problem
         part = {name: self.inputs[name][rows] for name in problem.row_names if name in self.inputs}
         count = len(next(iter(part.values())))
@@ -157,18 +157,17 @@ def row_risk(
     Raises:
         CertificateError: a loss is NaN or outside [0, 1].
     """
-    sampler = RowSampler(posterior, posterior.problem.inputs(data.x), seed)
-    size = max(1, NUMBERS // sampler.width)
+    sampler, n = RowSampler(posterior, posterior.problem.inputs(data.x), seed), len(data)
+    size = max(1, NUMBERS // sampler.width)  # of a block, which may hold a row several times
     total: list[float] = []
-    bar = Bar("certify", passes, progress)
+    bar = Bar("certify", passes * n, progress)
     try:
-        for done in range(passes):
-            bar.update(done, str)
-            for begin in range(0, len(data), size):
-                rows = slice(begin, begin + size)
-                y = data.y[rows]
-                values = [checked(loss.draws(sampler.predict(rows), y), (1, len(y)), loss) for _ in range(together)]
-                total.append(float(torch.cat(values).prod(0).sum()))
+        for begin in range(0, passes * n, size):
+            bar.update(begin, str)
+            rows = torch.arange(begin, min(begin + size, passes * n)) % n
+            y = data.y[rows]
+            values = [checked(loss.draws(sampler.predict(rows), y), (1, len(y)), loss) for _ in range(together)]
+            total.append(float(torch.cat(values).prod(0).sum()))
     finally:
-        bar.close(passes, str)
-    return min(1.0, math.fsum(total) / (passes * len(data)))
+        bar.close(passes * n, str)
+    return min(1.0, math.fsum(total) / (passes * n))

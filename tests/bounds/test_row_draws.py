@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import bayesdl as bdl
@@ -61,7 +62,7 @@ def test_equal_rows_have_independent_losses(case: str) -> None:
     row = int((risks - 0.5).abs().argmin())  # whose loss is the most uncertain
     count = 3000
     sampler = RowSampler(posterior, posterior.problem.inputs(data.x[[row]].expand(count, *data.x.shape[1:])), 0)
-    losses = loss.draws(sampler.predict(slice(0, count)), data.y[[row]].expand(count))[0].double()
+    losses = loss.draws(sampler.predict(torch.arange(count)), data.y[[row]].expand(count))[0].double()
     p = float(risks[row])
     # With one draw for all of them the mean would be 0 or 1.
     assert float(losses.mean()) == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) * (1 / count + 1 / 400)) + 1e-9)
