@@ -144,7 +144,8 @@ class Prediction:
             return torch.stack([mean, spread, variances.mean(0)], dim=1)
 
         mean, epistemic, aleatoric = self._collect(moments).unbind(1)
-        return self.shift + self.scale * mean, self.scale**2 * epistemic, self.scale**2 * aleatoric
+        # One factor after the other: the square of a float may overflow, which is an error in Python.
+        return self.shift + self.scale * mean, *(self.scale * (self.scale * part) for part in (epistemic, aleatoric))
 
     def _draw_moments(self, distribution: Distribution) -> tuple[Tensor, Tensor]:
         if self.kind in CLASS_KINDS:
@@ -466,7 +467,7 @@ class GaussianPrediction(Prediction):
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         mean, latent, noise = self._parts
-        return self.shift + self.scale * mean, self.scale**2 * latent, self.scale**2 * noise
+        return self.shift + self.scale * mean, *(self.scale * (self.scale * part) for part in (latent, noise))
 
     def __getitem__(self, index: Any) -> Prediction:
         """The prediction for some of the rows."""

@@ -22,11 +22,14 @@ class Density:
 
     dim, dtype, device, execution = 2, torch.float64, torch.device("cpu"), "replay"
     sites = (SimpleNamespace(name="w", shape=torch.Size([2])),)
+    prior_scale, glance = torch.ones(2, dtype=torch.float64), None
 
     def __init__(self) -> None:
         self.gradients = 0
 
-    def value_and_grad(self, z: torch.Tensor, *, target: str = "posterior") -> tuple[torch.Tensor, torch.Tensor]:
+    def value_and_grad(
+        self, z: torch.Tensor, batch: Any = None, *, target: str = "posterior"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.gradients += len(z)
         return -0.5 * z.square().sum(-1), -z
 
@@ -162,7 +165,9 @@ def test_other_execution_path_only_with_allow_inexact(tmp_path: Any) -> None:
 
 def test_other_density_at_the_same_sites_is_noticed(tmp_path: Any) -> None:
     class Wider(Density):
-        def value_and_grad(self, z: torch.Tensor, *, target: str = "posterior") -> tuple[torch.Tensor, torch.Tensor]:
+        def value_and_grad(
+            self, z: torch.Tensor, batch: Any = None, *, target: str = "posterior"
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             value, grad = super().value_and_grad(z, target=target)
             return value - 1.0, grad
 
