@@ -144,8 +144,11 @@ class Prediction:
             return torch.stack([mean, spread, variances.mean(0)], dim=1)
 
         mean, epistemic, aleatoric = self._collect(moments).unbind(1)
-        # One factor after the other: the square of a float may overflow, which is an error in Python.
-        return self.shift + self.scale * mean, *(self.scale * (self.scale * part) for part in (epistemic, aleatoric))
+        return self.shift + self.scale * mean, self._squared(epistemic), self._squared(aleatoric)
+
+    def _squared(self, variance: Tensor) -> Tensor:
+        """In raw units; one factor after the other, for the square of a float may overflow, an error in Python."""
+        return self.scale * (self.scale * variance)
 
     def _draw_moments(self, distribution: Distribution) -> tuple[Tensor, Tensor]:
         if self.kind in CLASS_KINDS:
@@ -467,7 +470,7 @@ class GaussianPrediction(Prediction):
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         mean, latent, noise = self._parts
-        return self.shift + self.scale * mean, *(self.scale * (self.scale * part) for part in (latent, noise))
+        return self.shift + self.scale * mean, self._squared(latent), self._squared(noise)
 
     def __getitem__(self, index: Any) -> Prediction:
         """The prediction for some of the rows."""
