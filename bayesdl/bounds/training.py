@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -220,20 +220,18 @@ class BoundEngine(GaussianEngine):
     counted: int
     delta: float
     loss: Clipped
+    _kl: float = field(init=False)
+    _by_risk: float = field(init=False)
 
     def init(self) -> State:
         """Also a risk: that of a guess."""
         return super().init() | {"risk": torch.tensor(0.5, dtype=torch.float64)}
 
     def weight(self, state: State) -> float:
-        """See the class."""
-        by_risk, by_kl = self.slopes(state)
-        return self.problem.n * self.loss.range * by_kl / by_risk
-
-    def slopes(self, state: State) -> tuple[float, float]:
-        """The bound's, by risk and divergence."""
-        kl = self.kl(state["parameters"])
-        return objectives.slopes(self.bound, float(state["risk"]), kl, self.counted, self.delta)
+        """See the class; what it finds serves the whole step."""
+        self._kl = self.kl(state["parameters"])
+        self._by_risk, by_kl = objectives.slopes(self.bound, float(state["risk"]), self._kl, self.counted, self.delta)
+        return self.problem.n * self.loss.range * by_kl / self._by_risk
 
     def slots(self, parameters: Tensor) -> State:
         """See the base class."""
@@ -242,7 +240,7 @@ class BoundEngine(GaussianEngine):
     def move(self, state: State, gradient: Tensor) -> State:
         """Gradient descent on the bound, for the mean in units of the prior's sd."""
         step, parameters = state["step"], state["parameters"]
-        downhill = gradient * (-self.slopes(state)[0] / (self.problem.n * self.loss.range))
+        downhill = gradient * (-self._by_risk / (self.problem.n * self.loss.range))
         downhill[: len(self.random)] *= _prior(self.problem)[1].square()
         moved, slots = descend("sgd", parameters, downhill, state, step, self.schedule(step))
         return slots | {"parameters": moved}
@@ -251,7 +249,7 @@ class BoundEngine(GaussianEngine):
         """Also follow the risk."""
         new = super().step(state)
         # The estimate is that of the log likelihood less the KL, whatever the weight.
-        log_likelihood = float(new["trace"][0, state["step"]]) + self.kl(state["parameters"])
+        log_likelihood = float(new["trace"][0, state["step"]]) + self._kl
         risk = (self.loss.highest - log_likelihood / self.problem.n) / self.loss.range
         risk = min(max(risk, 0.0), 1.0)  # beyond by rounding alone
         memory = min(MEMORY, 1 - 1 / (state["step"] + 1))

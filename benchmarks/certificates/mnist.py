@@ -6,10 +6,10 @@ Networks in float32, pixels scaled by one mean and one deviation of the prior's 
 and biases N(0, 0.01). Half of the rows train the prior's mean, all train the posterior, and the certificate counts the
 other half, with delta 0.035 in all. The scale of the bound's prior, a twentieth of the model's, was chosen on 5,000 of
 the prior's rows, among six, by the errors of a network with noise of that size; the rest is as it was written down.
-Beside each
-certificate of the Gibbs predictor stand bounds from a binomial tail (delta 0.035): of the prior's mean network on the
-rows that the certificate counts, where a test-set bound is always the smaller one at equal error (log 1 / delta against
-log 2 sqrt(n) / delta, and no KL); and the errors on the 10,000 test rows. Seconds are processor time of one thread.
+Beside each certificate of the Gibbs predictor stand bounds from a binomial tail (delta 0.035): of the prior's mean
+network on the rows that the certificate counts, where a test-set bound is always the smaller one at equal error
+(log 1 / delta against log 2 sqrt(n) / delta, and no KL); and the errors on the 10,000 test rows. Seconds are processor
+time of one thread.
 
 Every finished line is in ``mnist.jsonl``; a second run goes on where the first stopped, also within a fit, and
 ``--table`` writes mnist.md from what is in.
