@@ -17,7 +17,7 @@ from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Run
 from bayesdl.infer.method import Method, Work
 from bayesdl.infer.optimise import MAP
-from bayesdl.infer.optimisers import descend, slots_like
+from bayesdl.infer.optimisers import ascend, slots_like
 from bayesdl.infer.row_noise import row_noise
 from bayesdl.infer.schedules import Schedule
 from bayesdl.infer.starts import start
@@ -240,9 +240,9 @@ class BoundEngine(GaussianEngine):
     def move(self, state: State, gradient: Tensor) -> State:
         """Gradient descent on the bound, for the mean in units of the prior's sd."""
         step, parameters = state["step"], state["parameters"]
-        downhill = gradient * (-self._by_risk / (self.problem.n * self.loss.range))
-        downhill[: len(self.random)] *= _prior(self.problem)[1].square()
-        moved, slots = descend("sgd", parameters, downhill, state, step, self.schedule(step))
+        uphill = gradient * (self._by_risk / (self.problem.n * self.loss.range))
+        uphill[: len(self.random)] *= _prior(self.problem)[1].square()
+        moved, slots = ascend("sgd", parameters, uphill, state, step, self.schedule(step))
         return slots | {"parameters": moved}
 
     def step(self, state: State) -> State:

@@ -15,7 +15,7 @@ from bayesdl.infer import method as check
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.loop import Engine, Run
 from bayesdl.infer.method import Method, Work
-from bayesdl.infer.optimisers import descend, slots_like
+from bayesdl.infer.optimisers import ascend, slots_like
 from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.infer.starts import start
 from bayesdl.infer.training import thinned
@@ -138,7 +138,7 @@ class GuideEngine(Engine):
                 f"{rate:.3g}); try learning_rate={rate / 10:.1g}, a narrower start of the guide, or check the data's "
                 "scale."
             )
-        moved, slots = descend("adam", parameters, -gradient, state, step, rate)
+        moved, slots = ascend("adam", parameters, gradient, state, step, rate)
         new = state | slots | {"parameters": moved}
         new["trace"][step] = elbo.mean()
         tail = max(step + 1 - self.total * 3 // 4, 1)

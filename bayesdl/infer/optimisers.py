@@ -16,27 +16,29 @@ from torch.optim.sgd import sgd
 Slots = dict[str, Tensor]
 
 
-def _adam(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> None:
+def _adam(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float, times: float) -> None:
     """Adam (Kingma & Ba, 2015, algorithm 1): of large tensors every pass is felt, and fused it takes one."""
     taken = [tensor(float(step), device=z.device)]
-    settings = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
-    adam([z], [gradient], [slots["first"]], [slots["second"]], [], taken, fused=True, lr=rate, **settings)  # type: ignore[arg-type]
+    settings = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8 * times, "weight_decay": 0.0, "amsgrad": False}
+    moments = [slots["first"]], [slots["second"]]
+    adam([z], [gradient], *moments, [], taken, fused=True, maximize=True, lr=rate, **settings)  # type: ignore[arg-type]
 
 
-def _rmsprop(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> None:
+def _rmsprop(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float, times: float) -> None:
     """RMSprop (Tieleman & Hinton, 2012)."""
-    settings = {"alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False}
+    settings = {"alpha": 0.99, "eps": 1e-8 * times, "weight_decay": 0.0, "momentum": 0.0, "centered": False}
     taken = [tensor(float(step), device=z.device)]
-    rmsprop([z], [gradient], [slots["second"]], [], [], taken, foreach=False, lr=rate, **settings)  # type: ignore[arg-type]
+    moments = [slots["second"]]
+    rmsprop([z], [gradient], moments, [], [], taken, foreach=False, maximize=True, lr=rate, **settings)  # type: ignore[arg-type]
 
 
-def _sgd(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float) -> None:
-    """Stochastic gradient descent with heavy-ball momentum (Polyak, 1964)."""
-    settings = {"momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False}
-    sgd([z], [gradient], [slots["first"]], fused=True, lr=rate, **settings)  # type: ignore[arg-type]
+def _sgd(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float, times: float) -> None:
+    """Stochastic gradient ascent with heavy-ball momentum (Polyak, 1964)."""
+    settings = {"momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+    sgd([z], [gradient], [slots["first"]], fused=True, maximize=True, lr=rate / times, **settings)  # type: ignore[arg-type]
 
 
-OPTIMISERS: dict[str, tuple[Callable[[Tensor, Tensor, Slots, int, float], None], tuple[str, ...]]] = {
+OPTIMISERS: dict[str, tuple[Callable[[Tensor, Tensor, Slots, int, float, float], None], tuple[str, ...]]] = {
     "adam": (_adam, ("first", "second")),
     "rmsprop": (_rmsprop, ("second",)),
     "sgd": (_sgd, ("first",)),
@@ -48,23 +50,31 @@ def slots_like(name: str, z: Tensor) -> Slots:
     return {f"slot.{slot}": z.new_zeros(z.shape) for slot in OPTIMISERS[name][1]}
 
 
-def descend(
-    name: str, z: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, rate: float
+def ascend(
+    name: str,
+    z: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    step: int,
+    rate: float,
+    times: float = 1.0,
 ) -> tuple[Tensor, Slots]:
-    """One update.
+    """One update uphill.
 
     Args:
         name: key of ``OPTIMISERS``.
         z: where to start, any shape; stays as it is.
-        gradient: of what falls, of the same shape.
+        gradient: of so many ``times`` what rises, of the same shape. A log density of N rows gives that of N times its
+            mean, and dividing a large tensor first would take a pass of its own.
         state: holds the slots that ``slots_like`` made; they stay as they are.
         step: number of updates before this one.
         rate: the learning rate.
+        times: see ``gradient``; positive.
 
     Returns:
         The moved tensor, and the new slots.
     """
     function, names = OPTIMISERS[name]
     new, slots = z.clone(), {slot: state[f"slot.{slot}"].clone() for slot in names}
-    function(new, gradient.contiguous(), slots, step, rate)
+    function(new, gradient.contiguous(), slots, step, rate, times)
     return new, {f"slot.{slot}": value for slot, value in slots.items()}

@@ -16,7 +16,7 @@ from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.loop import Engine
-from bayesdl.infer.optimisers import descend, slots_like
+from bayesdl.infer.optimisers import ascend, slots_like
 from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.infer.stochastic_gradient import ESTIMATES, PlainGradient
 from bayesdl.posterior.problem import Problem
@@ -102,13 +102,12 @@ class TrainingEngine(Engine):
         """One update of every member."""
         step, n = state["step"], self.problem.density.n or 1
         value, gradient, moved = self.estimate(state)
-        loss, gradient = value / -n, gradient / -n
-        rate = self.rate(step)
+        loss, rate = value / -n, self.rate(step)
         self._require_finite(loss, gradient, step, rate)
         if self.method.clip_norm is not None:
-            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True) / n
             gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
-        z, slots = descend(self.method.optimizer, state["z"], gradient, state, step, rate)
+        z, slots = ascend(self.method.optimizer, state["z"], gradient, state, step, rate, times=n)
         new = state | moved | slots | {"z": z}
         new["trace"][:, step] = loss
         return new

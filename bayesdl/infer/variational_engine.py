@@ -16,7 +16,7 @@ from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.gaussian_families import Family
 from bayesdl.infer.gaussian_objective import Objective, PathObjective
 from bayesdl.infer.loop import Engine
-from bayesdl.infer.optimisers import descend, slots_like
+from bayesdl.infer.optimisers import ascend, slots_like
 from bayesdl.infer.row_noise import RowNoiseObjective
 from bayesdl.infer.schedules import Cosine, Schedule, as_schedule
 from bayesdl.infer.score_objective import ScoreObjective
@@ -127,7 +127,7 @@ class GaussianEngine(Engine):
     def move(self, state: State, gradient: Tensor) -> State:
         """The parameters and slots after one update uphill along a gradient ``[P]``."""
         step, parameters = state["step"], state["parameters"]
-        moved, slots = descend("adam", parameters, -gradient, state, step, self.schedule(step))
+        moved, slots = ascend("adam", parameters, gradient, state, step, self.schedule(step))
         return slots | {"parameters": moved}
 
     # -- inside ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from bayesdl.errors import Divergence, MethodError, ModelError
 from bayesdl.infer.mc_dropout import MCDropout
 from bayesdl.infer.optimise import MAP, MaximumLikelihood
-from bayesdl.infer.optimisers import OPTIMISERS, descend, slots_like
+from bayesdl.infer.optimisers import OPTIMISERS, ascend, slots_like
 from bayesdl.infer.schedules import Constant, Polynomial
 from bayesdl.infer.training import EMA_DECAY
 
@@ -98,7 +98,7 @@ def test_optimisers_give_the_numbers_of_torch(name: str, reference: Any) -> None
     for step in range(60):
         gradient = torch.randn(4, 5, generator=noise, dtype=torch.float64)
         before = {key: value.clone() for key, value in slots.items()} | {"z": z.clone()}
-        moved, new = descend(name, z, gradient, slots, step, 0.1)
+        moved, new = ascend(name, z, -70.0 * gradient, slots, step, 0.1, times=70.0)
         assert all(torch.equal((slots | {"z": z})[key], before[key]) for key in before)  # pure
         z = moved
         slots = new
