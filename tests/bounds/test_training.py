@@ -92,7 +92,7 @@ def test_a_step_goes_down_the_bound(bound: Objective, kind: str, monkeypatch: py
 def test_training_lowers_the_bound_and_certify_counts_the_rows_outside_the_prior() -> None:
     data = bdl.data.load("breast_cancer").train
     model = bdl.models.mlp(data, hidden=(20,), activation="relu").to(torch.float32)
-    method = bdl.PACBayes(prior_scale=0.5, steps=600, prior_steps=100, learning_rate=10.0)
+    method = bdl.PACBayes(prior_scale=0.5, steps=600, prior_steps=10, learning_rate=10.0)
     posterior: Any = bdl.fit(model, data, method, progress=False)
     reserved = posterior.problem.prior_rows
     assert len(reserved) == round(len(data) / 2)
