@@ -14,7 +14,7 @@ import torch
 
 from bayesdl._distributed import Ranks
 from bayesdl._memory import keep_freed_memory
-from bayesdl._rng import derive_seed
+from bayesdl._rng import derive_seed, generator
 from bayesdl.density import LogDensity
 from bayesdl.errors import MethodError
 from bayesdl.infer.checkpoint import PROBE, Checkpoint, Fingerprint, State
@@ -200,9 +200,12 @@ class Run:
 
     def fingerprint(self, density: LogDensity) -> Fingerprint:
         """What must be the same for a checkpoint to be resumed: run, model, machine set-up; JSON values."""
-        # A gradient and not a value alone: the first one settles which execution path the density takes. Small values,
-        # for a deep network of equal weights multiplies them layer by layer.
-        probe = float(density.value_and_grad(0.1 * density.prior_scale[None], density.glance, target="joint")[0])
+        # A gradient and not a value alone: the first one settles which execution path the density takes. Small values
+        # of both signs, for a deep network multiplies them layer by layer, and sums equal ones over each of its layers.
+        point = torch.randn(density.dim, generator=generator(0, "probe")).to(density.prior_scale)
+        probe = float(
+            density.value_and_grad((0.1 * point * density.prior_scale)[None], density.glance, target="joint")[0]
+        )
         fields = {
             **self.identity,
             "seed": self.seed,
