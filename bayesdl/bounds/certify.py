@@ -16,6 +16,9 @@ from bayesdl.data import Dataset, as_dataset
 from bayesdl.errors import CertificateError, DataDependentPrior
 from bayesdl.posterior import Posterior
 
+MOST_BESIDE, FEWEST_BESIDE = 1000, 10  # draws of a mixture whose bound stands beside another
+NUMBERS_BESIDE = 2**24  # in these draws
+
 Bound = Literal["auto", "best", "kl", "quadratic", "mcallester", "catoni", "bernstein", "vote", "tandem", "holdout"]
 
 
@@ -73,8 +76,9 @@ def certify(
         data: A Dataset, or a pair ``(x, y)``, in raw units.
         delta: Failure probability in (0, 1).
         loss: A loss in [0, 1]; by default 0-1 for classes, a miss of the central 90% interval for regression.
-        draws: Posterior draws. By default 10,000 for PAC-Bayes, and those that ``posterior.predict(x)`` uses for a
-            hold-out bound.
+        draws: Posterior draws. By default 10,000 for PAC-Bayes, where rows have draws of their own 20 for each row, and
+            those that ``posterior.predict(x)`` uses for a hold-out bound. One that stands beside another has a number
+            of its own: 1,000, and down to 10 for networks of more than 17,000 weights.
         seed: Seed of the Monte-Carlo draws.
         bound: "auto" as above; "holdout" for the first road. For the second "kl", or its relaxations "quadratic" and
             "mcallester", "catoni", "bernstein" (all for the Gibbs predictor), or for the majority vote of the
@@ -119,7 +123,7 @@ def _certify(posterior: Posterior, request: Request) -> Certificate:
         return _best(posterior, data, request, rows)
     kl = _allowed(posterior, data, request, rows)
     found = pac_bayes(posterior, data, _theorem(request), request, rows, kl)
-    return replace(found, beside=tuple(hold_out(road, data, request) for road in held_out_roads(posterior, rows)))
+    return replace(found, beside=_beside(posterior, data, request, rows))
 
 
 def _on_unseen(posterior: Posterior, data: Dataset, request: Request, rows: Rows) -> Certificate:
@@ -133,10 +137,17 @@ def _best(posterior: Posterior, data: Dataset, request: Request, rows: Rows) -> 
     if divergence(posterior) is None and not rows.fitted:
         return _on_unseen(posterior, data, request, rows)
     kl = _allowed(posterior, data, request, rows)
-    roads = held_out_roads(posterior, rows)
-    share = replace(request, delta=down(request.delta / (1 + len(roads))) if roads else request.delta)
+    roads = len(held_out_roads(posterior, rows))
+    share = replace(request, delta=down(request.delta / (1 + roads)) if roads else request.delta)
     found = pac_bayes(posterior, data, PAC_BAYES["kl"], share, rows, kl)
-    return best(found, tuple(hold_out(road, data, share) for road in roads), request.delta) if roads else found
+    return best(found, _beside(posterior, data, share, rows), request.delta) if roads else found
+
+
+def _beside(posterior: Posterior, data: Dataset, request: Request, rows: Rows) -> tuple[Certificate, ...]:
+    """Hold-out bounds of the same run, of mixtures of fewer draws where networks are large."""
+    draws = min(MOST_BESIDE, max(FEWEST_BESIDE, NUMBERS_BESIDE // max(1, posterior.problem.density.dim)))
+    few = replace(request, draws=draws)
+    return tuple(hold_out(road, data, few) for road in held_out_roads(posterior, rows))
 
 
 def _allowed(posterior: Posterior, data: Dataset, request: Request, rows: Rows) -> Divergence:

@@ -1,4 +1,5 @@
-"""Theory that can be run: Markov chains, SGD as one, rates of descent, signals in deep random networks.
+"""Theory that can be run: Markov chains, SGD as one, rates of descent, signals in deep random networks,
+stiff directions.
 
 Nothing on the way from data to certificate needs these modules; they use it.
 """
@@ -15,6 +16,7 @@ from bayesdl.theory import (
     optimisation,
     sgd,
     signal_propagation,
+    stiffness,
 )
 
 __all__ = [
@@ -27,4 +29,5 @@ __all__ = [
     "optimisation",
     "sgd",
     "signal_propagation",
+    "stiffness",
 ]

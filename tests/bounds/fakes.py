@@ -27,7 +27,14 @@ class Thresholds(Posterior):
         task: str = "classification",
     ) -> None:
         problem: Any = SimpleNamespace(
-            rows=rows, prior_rows=prior_rows, task=task, classes=("0", "1"), x_name=None, y_name=None, batch={}
+            density=SimpleNamespace(dim=1),
+            rows=rows,
+            prior_rows=prior_rows,
+            task=task,
+            classes=("0", "1"),
+            x_name=None,
+            y_name=None,
+            batch={},
         )
         super().__init__(problem, {"method": "Thresholds"})
         self.mean, self.sd, self.divergence = mean, sd, kl
