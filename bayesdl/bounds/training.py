@@ -31,8 +31,6 @@ from bayesdl.posterior.gaussian import GaussianPosterior
 from bayesdl.posterior.problem import Problem
 
 OBJECTIVES = get_args(Objective)
-VALIDATION = 0.1
-"""Of the prior's rows, by which the training of its mean ends: what has learnt them by heart certifies nothing."""
 MEMORY = 0.98
 """Of the running mean of the risk, from which the bound's slopes are taken."""
 
@@ -47,8 +45,8 @@ class PACBayes(Method):
     of intervals of real targets, whose noise a trained network takes for too small, ``MeanFieldVI`` with
     ``prior_rows=`` has the better ones.
 
-    The prior is a Gaussian around a network that was trained on the prior's rows alone, under weight noise (so that the
-    prior's draws err as little as its mean) and stopped early; they are also the rows of the scaler.
+    The prior is a Gaussian around a network that was trained on the prior's rows alone, under weight noise: so the prior's
+    draws err as little as its mean. They are also the rows of the scaler.
     The posterior is trained on all rows, and ``certify`` counts the others. Without rows for it
     (``prior_fraction=None``) its mean is the network's random initialisation, and no row may have shaped the scaler
     either: pass a pair ``(x, y)`` in units that were fixed in advance. With ``prior=`` it is that posterior. Several
@@ -176,7 +174,6 @@ class PACBayes(Method):
                 steps=self.prior_steps,
                 batch_size=self.batch_size,
                 learning_rate=self.prior_learning_rate,
-                validation=VALIDATION if early.n * VALIDATION >= 1 else None,
                 share=self.prior_noise or self.prior_scale,
                 gradients=self._inner(problem.density),
             )

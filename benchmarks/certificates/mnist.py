@@ -81,8 +81,16 @@ TASKS = (
         "two convolutions, two linear layers",
         convolutional,
         bdl.priors.PerParameter({"0.*": FILTERS, "2.*": FILTERS, "*": WIDE}),
-        replace(COMMON, prior_scale=0.1 / 30, prior_noise=0.5 / 30, steps=200, prior_steps=2160),
-        passes=20,
+        replace(
+            COMMON,
+            prior_scale=0.1 / 30,
+            prior_noise=0.5 / 30,
+            batch_size=125,
+            learning_rate=3.0,
+            steps=50,
+            prior_steps=2000,
+        ),
+        passes=10,
         published="0.0155",
     ),
 )
@@ -121,7 +129,7 @@ def run(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     model = bdl.BayesianNetwork(task.net(), task.prior, bdl.likelihoods.Categorical()).to(torch.float32)
     options.checkpoints.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
-    checkpoint = bdl.Checkpoint(options.checkpoints / f"{task.net.__name__}.ckpt", every=200)
+    checkpoint = bdl.Checkpoint(options.checkpoints / f"{task.net.__name__}.ckpt", every=100)
     posterior: Any = task.method.fit(model, train, seed=0, checkpoint=checkpoint)
     fitted = time.process_time() - began
     posterior.save(options.checkpoints / task.net.__name__)
