@@ -45,12 +45,12 @@ class PACBayes(Method):
     of intervals of real targets, whose noise a trained network takes for too small, ``MeanFieldVI`` with
     ``prior_rows=`` has the better ones.
 
-    The prior is a Gaussian around a network that was trained on the prior's rows alone, under weight noise: so the prior's
-    draws err as little as its mean. They are also the rows of the scaler.
-    The posterior is trained on all rows, and ``certify`` counts the others. Without rows for it
-    (``prior_fraction=None``) its mean is the network's random initialisation, and no row may have shaped the scaler
-    either: pass a pair ``(x, y)`` in units that were fixed in advance. With ``prior=`` it is that posterior. Several
-    fits may be compared by ``certify([...])``, at its price of delta over their number.
+    The prior is a Gaussian around a network that was trained on the prior's rows alone, which are also those of the
+    scaler; and under weight noise, so that the prior's draws err as little as its mean. The posterior is trained on all
+    rows, and ``certify`` counts the others. Without rows for it (``prior_fraction=None``) its mean is the network's
+    random initialisation, and no row may have shaped the scaler either: pass a pair ``(x, y)`` in units that were fixed
+    in advance. With ``prior=`` it is that posterior. Several fits may be compared by ``certify([...])``, at its price
+    of delta over their number.
 
     Args:
         bound: what is minimised: "kl" (the PAC-Bayes-kl bound, by implicit differentiation), or one of its relaxations

@@ -1,5 +1,4 @@
-"""Theory that can be run: Markov chains, SGD as one, rates of descent, signals in deep random networks,
-stiff directions.
+"""Theory that can be run: Markov chains, SGD as one, rates of descent, signals in deep networks, stiff directions.
 
 Nothing on the way from data to certificate needs these modules; they use it.
 """
