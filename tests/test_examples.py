@@ -76,6 +76,14 @@ def bound_training(result: Result) -> None:
             assert (row["kl"] == 0) == (label == "the prior's network")
 
 
+def stiff_directions(result: Result) -> None:
+    along, *others = result["certificates"].values()
+    for temperature, run in along.items():
+        assert run["bound"] < min(other[temperature]["bound"] for other in others) < 1
+        assert run["risk"] < run["bound"]
+        assert result["effective dimension"][temperature] < 910 / 4
+
+
 def certificate(result: Result) -> None:
     rows = result["shares"]
     for row in rows.values():
@@ -299,6 +307,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
     "sgld_mnist": sgld_mnist,
     "signal_propagation": signal_propagation,
     "smoothing": smoothing,
+    "stiff_directions": stiff_directions,
 }
 
 
