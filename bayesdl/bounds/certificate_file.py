@@ -43,18 +43,20 @@ def load(path: Path) -> Certificate:
         raise FileError(f"{path} is a damaged certificate ({error!r}).") from None
 
 
-def _to_json(certificate: Certificate) -> dict[str, Any]:
-    beside = [_to_json(other) for other in certificate.beside]
-    ledger = None if certificate.ledger is None else certificate.ledger.to_json()
-    return {**certificate.to_dict(), "beside": beside, "ledger": ledger}
+def _to_json(certificate: Certificate, above: Ledger | None = None) -> dict[str, Any]:
+    """JSON values; a certificate that stands beside one with the same row ledger has none of its own."""
+    mine = certificate.ledger
+    beside = [_to_json(other, mine) for other in certificate.beside]
+    return {**certificate.to_dict(), "beside": beside, "ledger": None if mine in (None, above) else mine.to_json()}
 
 
-def _from_json(value: dict[str, Any]) -> Certificate:
+def _from_json(value: dict[str, Any], above: Ledger | None = None) -> Certificate:
     fields = {entry.name: value[entry.name] for entry in dataclasses.fields(Certificate)}
     if fields["theorem"] not in THEOREMS or fields["predictor"] not in PREDICTORS:
         raise ValueError(f"unknown theorem {fields['theorem']!r} or predictor {fields['predictor']!r}")
-    fields |= {"assumptions": tuple(fields["assumptions"]), "beside": tuple(map(_from_json, fields["beside"]))}
-    return Certificate(**fields | {"ledger": None if fields["ledger"] is None else Ledger.from_json(fields["ledger"])})
+    ledger = above if fields["ledger"] is None else Ledger.from_json(fields["ledger"])
+    beside = tuple(_from_json(other, ledger) for other in fields["beside"])
+    return Certificate(**fields | {"assumptions": tuple(fields["assumptions"]), "beside": beside, "ledger": ledger})
 
 
 def _version(name: str) -> str | None:

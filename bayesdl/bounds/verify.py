@@ -114,10 +114,9 @@ def number_problems(cert: Mapping[str, Any]) -> list[str]:
     if losses % n or (errors is not None and abs(risk - mpf(errors) / losses) > mpf(10) ** -12):
         wrong.append(f"risk {cert['risk']} is not {errors} errors of {losses}")
     wrong += compared("bound", cert["bound"], bound)
-    shares = cert["delta_split"].values()
-    total = mp.fsum(mpf(share) for share in shares)
-    if not (min(shares) > 0 and mpf(cert["delta"]) * (1 - LOOSE) <= total <= mpf(cert["delta"]) < 1):
-        wrong.append(f"the shares of delta add up to {mp.nstr(total, 15)}, not to delta = {cert['delta']}")
+    shares = [mpf(share) for share in cert["delta_split"].values()]
+    if not (min(shares) > 0 and mpf(cert["delta"]) * (1 - LOOSE) <= mp.fsum(shares) <= mpf(cert["delta"]) < 1):
+        wrong.append(f"the shares of delta add up to {mp.nstr(mp.fsum(shares), 15)}, not to delta = {cert['delta']}")
     return wrong
 
 
@@ -148,7 +147,8 @@ def problems(cert: Mapping[str, Any], data: Counter[str] | None = None) -> list[
     """Everything that is wrong with a certificate and with those beside it; nothing if it holds."""
     with mp.workdps(50):
         wrong = number_problems(cert) + row_problems(cert, data)
-    return wrong + [f"beside: {problem}" for other in cert["beside"] for problem in problems(other, data)]
+    beside = [{**other, "ledger": other["ledger"] or cert["ledger"]} for other in cert["beside"]]
+    return wrong + [f"beside: {problem}" for other in beside for problem in problems(other, data)]
 
 
 def row_hash(values: Iterable[float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import pyro
 import torch
@@ -30,6 +30,8 @@ class RowNoiseNetwork:
     The model's own sites hold the means of the weights that are drawn for each row; a spread is their log sd, or
     Flipout's perturbation.
     """
+
+    row_arguments: ClassVar[tuple[str, ...]] = (*BayesianNetwork.row_arguments, ROWS)
 
     def __init__(self, rows: RowNoise) -> None:
         self.rows = rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import csv
+import dataclasses
 import json
 import re
 import subprocess
@@ -65,6 +66,18 @@ def test_the_file_says_what_was_counted_and_by_what(tmp_path: Path) -> None:
     assert sum(value["kl_parts"].values()) == pytest.approx(value["kl"], rel=1e-15)
     assert value["beside"][0]["theorem"] == "binomial tail"
     assert [len(value["beside"][0]["ledger"][role]) for role in "AB"] == [80, 40]
+
+
+def test_a_ledger_that_two_certificates_share_is_written_once(tmp_path: Path) -> None:
+    found = certificate("kl")
+    twin = dataclasses.replace(found, beside=())
+    both = dataclasses.replace(found, beside=(twin, *found.beside))
+    value = saved(tmp_path, both)
+    assert [other["ledger"] is None for other in value["beside"]] == [True, False]
+    assert problems(value) == []
+    assert Certificate.load(tmp_path / "cert.json") == both
+    overlap(value)
+    assert sum("both roles" in problem for problem in problems(value)) == 2
 
 
 def overlap(cert: dict[str, Any]) -> None:

@@ -35,6 +35,18 @@ def test_no_more_rows_at_once_than_a_glance(method: bdl.Method) -> None:
     assert posterior.problem.density.n == 2000
 
 
+def test_rows_with_noise_of_their_own_are_looked_at_as_few() -> None:
+    """Local reparameterisation has a number for every output of every row: for images that is all memory there is."""
+    seen: list[int] = []
+    layer = nn.Linear(3, 1)
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    x = torch.randn(2000, 3)
+    method = bdl.MeanFieldVI(steps=3, batch_size=20, samples=1, estimator="local")
+    posterior = bdl.fit(bdl.BayesianNetwork(layer), (x, x[:, 0]), method, init="network", progress=False)
+    assert max(seen) <= GLANCE < 2000
+    assert posterior.problem.density.n == 2000
+
+
 def test_a_target_out_of_range_far_down_is_found() -> None:
     """Discovery looks at the first rows alone."""
     x, y = torch.randn(1000, 3), torch.zeros(1000)
