@@ -19,7 +19,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-SLOW = {"continual_digits", "eight_schools", "foreign_images", "network_hmc", "posteriors", "signal_propagation"}
+SLOW = {
+    "bound_training",
+    "continual_digits",
+    "eight_schools",
+    "foreign_images",
+    "network_hmc",
+    "infinite_width",
+    "posteriors",
+    "signal_propagation",
+    "stiff_directions",
+}
 RUNS = [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem) for path in SCRIPTS]
 Result = dict[str, Any]
 

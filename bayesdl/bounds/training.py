@@ -165,9 +165,7 @@ class PACBayes(Method):
             mean = start(problem, run, 1, default="network")[0]
             info["rows"] = 0
         else:
-            assert problem.rows is not None  # prepare refuses prior_rows otherwise
-            assert problem.prior_rows is not None  # likewise
-            early = problem.restrict(problem.rows.isin(problem.prior_rows).nonzero().flatten())
+            early = problem.restrict(problem.of_prior().nonzero().flatten())
             stage = run.stage("prior")
             stage.init = run.init
             trainer = UnderNoise(

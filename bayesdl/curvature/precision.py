@@ -62,12 +62,13 @@ class Choice:
     def info(self, blocks: Sequence[Block]) -> dict[str, Any]:
         """What to tell of the posterior: structure, what is a point, how many parameters the data determine."""
         exact = any(not block.prior and block.group == site.name for block in blocks for site in self.hyper[:1])
+        effective = [block.effective() for block in blocks if block.prior]  # of a written Hessian it is not known
         return {
             "structure": self.structure,
             "curvature": self.curvature,
             "points": list(self.points),
             "hyperparameters": {site.name: "exact Hessian" if exact else "point" for site in self.hyper},
-            "effective_parameters": sum(block.effective() for block in blocks if block.prior),
+            "effective_parameters": sum(effective) if effective else None,
         }
 
 

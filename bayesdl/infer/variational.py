@@ -56,13 +56,7 @@ class MeanFieldVI(GaussianVI):
                 f"{self.name} with prior_rows learns a density for every coordinate; it cannot have points. Use "
                 "random='*', and give every pyro.param a prior."
             )
-        assert problem.rows is not None  # prepare refuses prior_rows otherwise
-        assert problem.prior_rows is not None  # likewise
-        early = problem.rows.isin(problem.prior_rows)
-        if bool(early.all()):
-            raise MethodError(
-                f"prior_rows holds all {len(early)} rows: none are left to update the prior with. Give a part of them."
-            )
+        early = problem.of_prior()
         first, second = (problem.restrict(index.nonzero().flatten()) for index in (early, ~early))
         stage = run.stage("prior")
         stage.init = run.init

@@ -152,14 +152,7 @@ class GaussianProcess(Method):
                 f"{self.name}: prior_rows is for a certificate, whose divergence is known without inducing points and "
                 "iterations alone; use solver='cholesky', or certify on rows that the fit has not seen."
             )
-        assert problem.rows is not None  # prepare refuses prior_rows otherwise
-        assert problem.prior_rows is not None  # likewise
-        learning = problem.rows.isin(problem.prior_rows)
-        if bool(learning.all()):
-            raise MethodError(
-                f"prior_rows holds all {n} rows: none are left to update the prior with. Give a part of them."
-            )
-        return learning
+        return problem.of_prior()
 
     def _check_rows(self, n: int, problem: Problem) -> None:
         if n > self.max_rows:

@@ -15,7 +15,7 @@ from bayesdl import _rng
 from bayesdl.data import Dataset, RowIds, Scaler, as_dataset
 from bayesdl.data.rows import fingerprint
 from bayesdl.density import LogDensity
-from bayesdl.errors import DataError, ModelError
+from bayesdl.errors import DataError, MethodError, ModelError
 from bayesdl.models import BayesianNetwork
 
 
@@ -131,6 +131,21 @@ class Problem:
             density = density.with_gaussian_prior(*self.density.new_prior)
         rows = None if self.rows is None else self.rows.take(index)
         return replace(self, density=density, batch=batch, rows=rows)
+
+    def of_prior(self) -> Tensor:
+        """Which of the rows fitted on are those of the prior, ``[N]`` bool, where some were reserved for it.
+
+        Raises:
+            MethodError: they all are.
+        """
+        assert self.rows is not None  # ``prepare`` refuses prior_rows otherwise
+        assert self.prior_rows is not None  # likewise
+        found = self.rows.isin(self.prior_rows)
+        if bool(found.all()):
+            raise MethodError(
+                f"prior_rows holds all {len(found)} rows: none are left to update the prior with. Give a part of them."
+            )
+        return found
 
     def with_prior_by_rows(self, mean: Tensor, sd: Tensor) -> Problem:
         """The same with a Gaussian prior over z that was chosen by its rows; they are the prior's from then on."""
