@@ -142,6 +142,8 @@ def plot_slack(ax: Axes, sizes: Sequence[int], gaps: dict[str, list[float]], law
     unseen = (1 - LAWS[law][1]) * np.log(1 / DELTA) / np.array(sizes)
     ax.plot(sizes, unseen, ":", color="black", label="a loss of 1 that never showed", linewidth=1.2)
     ax.set(xscale="log", yscale="log", xlabel="number n of losses", ylabel="bound - true mean, on average")
+    ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    ax.minorticks_off()
     ax.set_title(f"Losses: {law}", fontsize=11)
     ax.legend(frameon=False, fontsize=8)
 

@@ -6,6 +6,7 @@ Nothing on the way from data to certificate needs these modules; they use it.
 from __future__ import annotations
 
 from bayesdl.theory import (
+    covariate_shift,
     curves,
     gibbs,
     gradient_noise,
@@ -19,6 +20,7 @@ from bayesdl.theory import (
 )
 
 __all__ = [
+    "covariate_shift",
     "curves",
     "gibbs",
     "gradient_noise",
