@@ -26,6 +26,8 @@ from bayesdl.data import Dataset, RowIds
 from bayesdl.errors import FileError
 from tests.bounds.fakes import Thresholds, threshold_data
 
+CHECKED_IN = Path(__file__).resolve().parents[2] / "benchmarks" / "certificates"
+
 DATA = threshold_data(120, seed=0)
 PRIOR = DATA[:40]
 
@@ -66,6 +68,17 @@ def test_the_file_says_what_was_counted_and_by_what(tmp_path: Path) -> None:
     assert sum(value["kl_parts"].values()) == pytest.approx(value["kl"], rel=1e-15)
     assert value["beside"][0]["theorem"] == "binomial tail"
     assert [len(value["beside"][0]["ledger"][role]) for role in "AB"] == [80, 40]
+
+
+@pytest.mark.parametrize("path", sorted(CHECKED_IN.glob("*.json")), ids=lambda path: path.stem)
+def test_certificates_of_the_benchmarks_hold(path: Path) -> None:
+    value = json.loads(path.read_text())
+    assert problems(value) == []
+    assert value["bound"] < 0.2
+
+
+def test_there_are_certificates_of_the_benchmarks() -> None:
+    assert len(list(CHECKED_IN.glob("*.json"))) >= 5
 
 
 def test_a_ledger_that_two_certificates_share_is_written_once(tmp_path: Path) -> None:
