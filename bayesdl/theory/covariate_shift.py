@@ -40,8 +40,9 @@ def internal_covariate_shift(
     layers: dict[str, list[str]] = {}
     for name in before:
         layers.setdefault(name.rpartition(".")[0], []).append(name)
-    start, mixed = {name: value.detach() for name, value in before.items()}, {}
-    first, found = grad(loss)(start), {}
+    start = {name: value.detach() for name, value in before.items()}
+    first, mixed = grad(loss)(start), dict[str, Tensor]()
+    found = {}
     for layer, names in layers.items():
         slopes = grad(loss)(start | mixed)
         change = torch.cat([(first[name] - slopes[name]).flatten() for name in names])
