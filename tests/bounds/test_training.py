@@ -159,8 +159,19 @@ def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
 
 def test_every_objective_trains() -> None:
     found = {
-        bound: bdl.fit(network("binary"), dataset("binary"), bdl.PACBayes(bound=bound, steps=5), progress=False).info
+        bound: bdl.fit(
+            network("binary"), dataset("binary"), bdl.PACBayes(bound=bound, steps=5, prior_steps=20), progress=False
+        ).info
         for bound in BOUNDS
     }
     assert all(0 < info["bound"] <= 1 for info in found.values())
     assert len({info["kl"] for info in found.values()}) >= 4  # "lambda" may follow "quadratic"
+
+
+@pytest.mark.parametrize("prior", [bdl.priors.StudentT(), bdl.priors.Hierarchical()], ids=["StudentT", "Hierarchical"])
+def test_any_prior_of_the_model_gives_the_scale_of_the_bounds_prior(prior: bdl.priors.Prior) -> None:
+    data = dataset("binary")
+    net = torch.nn.Sequential(torch.nn.Linear(data.x.shape[1], 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)).double()
+    model = bdl.BayesianNetwork(net, prior, bdl.likelihoods.Categorical())
+    posterior: Any = bdl.fit(model, data, bdl.PACBayes(steps=5, prior_steps=5), progress=False)
+    assert 0 < bdl.certify(posterior, data, draws=200).bound <= 1
