@@ -330,9 +330,10 @@ class LogDensity:
         shared: Sequence[Tensor] = (),
         batch: Batch | None = None,
         *,
+        target: Target = "posterior",
         per_chain: bool = False,
     ) -> Callable[..., Sequence[Tensor]]:
-        """A step of a sampler as a function of its rows alone, with the gradients inside compiled along.
+        """A sampler's or optimiser's step as a function of its rows alone, with the gradients inside compiled along.
 
         Where ``expect(..., fused=True)`` found that compiling pays, everything that the step does becomes one piece of
         machine code, made for these shapes; elsewhere it is ``step`` itself.
@@ -343,6 +344,7 @@ class LogDensity:
             rows: examples of its tensors with one entry per chain ``[C, ...]``, positions ``[C, D]`` first.
             shared: its tensors for all chains; fixed for the function that is returned.
             batch: as in ``value_and_grad``; its tensors must not change while the function is used.
+            target: as in ``value_and_grad``.
             per_chain: as in ``value_and_grad``.
 
         Returns:
@@ -350,13 +352,13 @@ class LogDensity:
         """
 
         def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
-            return self.value_and_grad(z, batch, per_chain=per_chain)
+            return self.value_and_grad(z, batch, target=target, per_chain=per_chain)
 
         z = rows[0]
         tensors, factors = self._rows_and_factors(batch, per_chain)
         own = frozenset(batch or ()) if per_chain else frozenset()
         with torch.no_grad():
-            found, data = self._evaluator(z, tensors, factors, "posterior", own)
+            found, data = self._evaluator(z, tensors, factors, target, own)
             machine = found.fused(step, rows, shared, (factors, *data))
             if machine is None:
                 self.execution, self.execution_note = found.way, found.note

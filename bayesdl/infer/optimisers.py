@@ -7,6 +7,7 @@ back. Every element is treated alone, so that one ``[M, D]`` buffer holds M inde
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, tensor
 from torch.optim.adam import adam
@@ -14,19 +15,20 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 Slots = dict[str, Tensor]
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch's defaults
 
 
 def _adam(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float, times: float) -> None:
     """Adam (Kingma & Ba, 2015, algorithm 1): of large tensors every pass is felt, and fused it takes one."""
     taken = [tensor(float(step), device=z.device)]
-    settings = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8 * times, "weight_decay": 0.0, "amsgrad": False}
+    settings = {"beta1": BETA1, "beta2": BETA2, "eps": EPS * times, "weight_decay": 0.0, "amsgrad": False}
     moments = [slots["first"]], [slots["second"]]
     adam([z], [gradient], *moments, [], taken, fused=True, maximize=True, lr=rate, **settings)  # type: ignore[arg-type]
 
 
 def _rmsprop(z: Tensor, gradient: Tensor, slots: Slots, step: int, rate: float, times: float) -> None:
     """RMSprop (Tieleman & Hinton, 2012)."""
-    settings = {"alpha": 0.99, "eps": 1e-8 * times, "weight_decay": 0.0, "momentum": 0.0, "centered": False}
+    settings = {"alpha": 0.99, "eps": EPS * times, "weight_decay": 0.0, "momentum": 0.0, "centered": False}
     taken = [tensor(float(step), device=z.device)]
     moments = [slots["second"]]
     rmsprop([z], [gradient], moments, [], [], taken, foreach=False, maximize=True, lr=rate, **settings)  # type: ignore[arg-type]
@@ -43,6 +45,37 @@ OPTIMISERS: dict[str, tuple[Callable[[Tensor, Tensor, Slots, int, float, float],
     "rmsprop": (_rmsprop, ("second",)),
     "sgd": (_sgd, ("first",)),
 }
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """Adam together with the gradient it takes, for ``LogDensity.fused``: compiled, one pass over the memory is left.
+
+    Attributes:
+        times: as in ``ascend``.
+    """
+
+    times: float
+
+    @staticmethod
+    def settings(z: Tensor, step: int, rate: float) -> Tensor:
+        """The numbers ``[2]`` that change from step to step: the rate, and the second moment's correction."""
+        return z.new_tensor([rate / (1 - BETA1 ** (step + 1)), (1 - BETA2 ** (step + 1)) ** -0.5])
+
+    def __call__(
+        self,
+        z: Tensor,
+        first: Tensor,
+        second: Tensor,
+        settings: Tensor,
+        value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Value, sum of the gradient, and z and moments after an update uphill."""
+        value, gradient = value_and_grad(z)
+        first = first.lerp(gradient, 1 - BETA1)
+        second = second.lerp(gradient.square(), 1 - BETA2)
+        z = z + settings[0] * first / (second.sqrt() * settings[1] + EPS * self.times)
+        return value, gradient.sum(1), z, first, second
 
 
 def slots_like(name: str, z: Tensor) -> Slots:

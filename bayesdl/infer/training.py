@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from bayesdl.errors import Divergence
 from bayesdl.infer.checkpoint import State
 from bayesdl.infer.data_order import DataOrder
 from bayesdl.infer.loop import Engine
-from bayesdl.infer.optimisers import ascend, slots_like
+from bayesdl.infer.optimisers import AdamStep, ascend, slots_like
 from bayesdl.infer.schedules import Cosine, Schedule
 from bayesdl.infer.stochastic_gradient import ESTIMATES, PlainGradient
 from bayesdl.posterior.problem import Problem
@@ -98,17 +98,24 @@ class TrainingEngine(Engine):
         """The learning rate of a step."""
         return self.schedule(step)
 
-    def step(self, state: State) -> State:
-        """One update of every member."""
-        step, n = state["step"], self.problem.density.n or 1
+    def update(self, state: State, rate: float) -> tuple[Tensor, Tensor, State]:
+        """What is maximised ``[M]`` and the sum of its gradient ``[M]`` before an update; and what that changes."""
+        n = self.problem.density.n or 1
         value, gradient, moved = self.estimate(state)
-        loss, rate = value / -n, self.rate(step)
-        self._require_finite(loss, gradient, step, rate)
         if self.method.clip_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True) / n
             gradient = gradient * (self.method.clip_norm / norm).clamp(max=1.0)
-        z, slots = ascend(self.method.optimizer, state["z"], gradient, state, step, rate, times=n)
-        new = state | moved | slots | {"z": z}
+        z, slots = ascend(self.method.optimizer, state["z"], gradient, state, state["step"], rate, times=n)
+        return value, gradient.sum(1), moved | slots | {"z": z}
+
+    def step(self, state: State) -> State:
+        """One update of every member."""
+        step = state["step"]
+        rate = self.rate(step)
+        value, slope, changed = self.update(state, rate)
+        loss = value / -(self.problem.density.n or 1)
+        self._require_finite(loss, slope, step, rate)
+        new = state | changed
         new["trace"][:, step] = loss
         return new
 
@@ -126,8 +133,8 @@ class TrainingEngine(Engine):
         taken = state["step"]
         return {"steps": taken, "loss_trace": thinned(state["trace"][:, :taken])}
 
-    def _require_finite(self, loss: Tensor, gradient: Tensor, step: int, rate: float) -> None:
-        finite = (loss + gradient.sum(1)).isfinite()  # one pass, where isfinite().all() takes three
+    def _require_finite(self, loss: Tensor, slope: Tensor, step: int, rate: float) -> None:
+        finite = (loss + slope).isfinite()  # a sum of finite numbers is finite, but for overflow
         if bool(finite.all()):
             return
         members = [k for k, ok in enumerate(finite.tolist()) if not ok]
@@ -171,6 +178,40 @@ class OptimiserEngine(TrainingEngine):
             state["stale"] = torch.zeros(self.members, dtype=torch.int64, device=z.device)
             state["active"] = torch.ones(self.members, dtype=torch.bool, device=z.device)
         return state | self._variate(state).init(state)
+
+    def update(self, state: State, rate: float) -> tuple[Tensor, Tensor, State]:
+        """Compiled along with the gradient, where that is compiled."""
+        if not self._fuses:
+            return super().update(state, rate)
+        rows, moved = self.order.next(state)
+        batch, names = self.batch(state, rows), ("slot.first", "slot.second")
+        given = (state["z"], *(state[name] for name in names))
+        step = self.density.fused(
+            AdamStep(self.problem.density.n or 1),
+            given,
+            (AdamStep.settings(state["z"], state["step"], rate),),
+            batch,
+            target=self.method.target,
+            per_chain=batch is not None,
+        )
+        value, slope, z, *slots = step(*given)
+        return value, slope, moved | {"z": z} | dict(zip(names, slots, strict=True))
+
+    @cached_property
+    def _fuses(self) -> bool:
+        """Whether the density compiles itself, and nothing but its gradient and Adam is in a step."""
+        method, size = self.method, self.order.size
+        # A subclass may have a gradient of its own.
+        if type(self) is not OptimiserEngine or method.optimizer != "adam" or method.clip_norm is not None:
+            return False
+        if method.gradient != "plain" and size is not None:
+            return False
+        shape = (self.members, size or self.problem.n)
+        batch = None if size is None else self.problem.minibatch(torch.arange(shape[1]).expand(shape))
+        z = torch.zeros(self.members, self.density.dim, dtype=self.density.dtype, device=self.density.device)
+        self._announced.add(size)
+        way = self.density.expect(self.total, z, batch, target=method.target, per_chain=batch is not None, fused=True)
+        return way == "compile"
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor, State]:
         """With the method's control variate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -11,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import bayesdl as bdl
+from bayesdl.density import forecast
 from bayesdl.errors import Divergence, MethodError, ModelError
 from bayesdl.infer.mc_dropout import MCDropout
 from bayesdl.infer.optimise import MAP, MaximumLikelihood
-from bayesdl.infer.optimisers import OPTIMISERS, ascend, slots_like
+from bayesdl.infer.optimisers import OPTIMISERS, AdamStep, ascend, slots_like
 from bayesdl.infer.schedules import Constant, Polynomial
 from bayesdl.infer.training import EMA_DECAY
 
@@ -105,6 +108,45 @@ def test_optimisers_give_the_numbers_of_torch(name: str, reference: Any) -> None
         theirs.grad = gradient
         optimiser.step()
     torch.testing.assert_close(z, theirs.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_adam_along_with_its_gradient_is_adam() -> None:
+    noise = torch.Generator().manual_seed(0)
+    z = torch.randn(4, 5, generator=noise, dtype=torch.float64)
+    whole, slots = z, slots_like("adam", z)
+    first = second = torch.zeros_like(z)
+    for step in range(60):
+        gradient = torch.randn(4, 5, generator=noise, dtype=torch.float64)
+        whole, slots = ascend("adam", whole, 70.0 * gradient, slots, step, 0.1, times=70.0)
+        settings = AdamStep.settings(z, step, 0.1)
+        answer = torch.ones(4), 70.0 * gradient
+        value, slope, z, first, second = AdamStep(70.0)(z, first, second, settings, lambda _, answer=answer: answer)
+        assert value is answer[0]
+        torch.testing.assert_close(slope, 70.0 * gradient.sum(1))
+    torch.testing.assert_close(z, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [10, None])
+def test_a_compiled_update_is_the_same_update(
+    batch_size: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And a run that is stopped and goes on ends where an unbroken one does."""
+    data = bdl.data.load("diabetes").train
+    model = bdl.models.mlp(data, hidden=(8,))
+    method = bdl.DeepEnsemble(members=3, steps=40, batch_size=batch_size)
+    replayed: Any = bdl.fit(model, data, method, progress=False)
+    monkeypatch.setattr(forecast, "pays", lambda *counts: True)
+    compiled: Any = bdl.fit(model, data, method, progress=False)
+    assert (replayed.problem.density.execution, compiled.problem.density.execution) == ("replay", "compile")
+    torch.testing.assert_close(compiled.z, replayed.z, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(compiled.info["loss_trace"]), torch.tensor(replayed.info["loss_trace"]), rtol=1e-5, atol=1e-6
+    )
+    checkpoint = bdl.Checkpoint(tmp_path / "run.ckpt", every=10)
+    bdl.fit(model, data, method, progress=False, checkpoint=checkpoint, callback=lambda state: state["step"] == 15)
+    resumed: Any = bdl.fit(model, data, method, progress=False, checkpoint=checkpoint)
+    assert torch.equal(resumed.z, compiled.z)
 
 
 @pytest.mark.parametrize("average", ["polyak", "ema"])
