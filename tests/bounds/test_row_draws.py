@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import bayesdl as bdl
-from bayesdl.bounds import ZeroOne, chernoff_upper
+from bayesdl.bounds import ZeroOne, betting_upper, chernoff_upper
 from bayesdl.bounds.loss import IntervalMiss, Loss
 from bayesdl.bounds.risk import gibbs_risk
 from bayesdl.bounds.row_draws import RowSampler, draws_by_row, row_risk
@@ -81,6 +81,22 @@ def test_the_monte_carlo_step_covers() -> None:
     # Binomial with 120 trials: 3 standard errors above delta.
     assert failures["by its bound"] / runs <= delta + 3 * math.sqrt(delta * (1 - delta) / runs)
     assert failures["without one"] / runs > 2 * delta
+
+
+def test_betting_on_shared_draws_bounds_the_same_risk() -> None:
+    """The other way to few draws: the average losses of whole networks vary little, and a bet uses that."""
+    posterior, data, loss = fitted("linear layers alone")
+    delta, passes = 0.05, 400
+    truth = gibbs_risk(posterior, data, loss, draws=20_000, seed=99, progress=False)
+    each = torch.tensor([gibbs_risk(posterior, data, loss, draws=1, seed=k, progress=False) for k in range(400)])
+    few = betting_upper(each.double().reshape(8, 50), delta=delta)
+    assert int((few < truth).sum()) <= 2  # of eight bounds, each of which fails in a twentieth of all cases at most
+    whole = float(betting_upper(each.double(), delta=delta))
+    own = row_risk(posterior, data, loss, passes=passes, seed=0, progress=False)
+    by_row = float(chernoff_upper(risk=own, n=passes * len(data), delta=delta))
+    by_kl = float(chernoff_upper(risk=float(each.mean()), n=len(each), delta=delta))
+    assert truth < by_row < whole < by_kl
+    assert whole - float(each.mean()) < 0.5 * (by_kl - float(each.mean()))
 
 
 def test_only_independent_weights_are_drawn_by_row() -> None:
