@@ -206,8 +206,9 @@ class OptimiserEngine(TrainingEngine):
             return False
         if method.gradient != "plain" and size is not None:
             return False
-        shape = (self.members, size or self.problem.n)
-        batch = None if size is None else self.problem.minibatch(torch.arange(shape[1]).expand(shape))
+        batch = None
+        if size is not None:
+            batch = self.problem.minibatch(torch.arange(size).expand(self.members, size))
         z = torch.zeros(self.members, self.density.dim, dtype=self.density.dtype, device=self.density.device)
         self._announced.add(size)
         way = self.density.expect(self.total, z, batch, target=method.target, per_chain=batch is not None, fused=True)
